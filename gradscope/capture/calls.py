@@ -1,0 +1,95 @@
+"""Which module made which part of the graph: every module call of a forward pass, bracketed.
+
+Torch's process-wide module hooks do it, installed while a step is being recorded and only
+then: nothing is put on the user's modules, so that copying, pickling, `state_dict` and
+compiling see the model as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+_sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
+_in_backward: Callable[[], int] = torch._C._current_graph_task_id
+
+
+class Call(NamedTuple):
+    """One call of a module, `depth` calls deep. Its nodes' sequence numbers: [start, end)."""
+
+    module: nn.Module
+    start: int
+    end: int
+    output: Any
+    depth: int
+
+
+class CallRecorder:
+    """Gathers the calls of each outermost forward pass and hands them over at its end.
+
+    An outermost call is one of any module of the model: training code that calls
+    `model.encode(x)`, whose `forward` of the root never runs, is seen too. Recomputation by
+    activation checkpointing, which happens inside the backward pass, is not a forward pass.
+
+    Args:
+        modules: path by module, the root's being "".
+        finished: called with the calls (inner before outer) of a forward pass.
+        failed: called with an exception of `finished`.
+    """
+
+    def __init__(
+        self,
+        modules: dict[nn.Module, str],
+        finished: Callable[[list[Call]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._modules = modules
+        self._finished = finished
+        self._failed = failed
+        self._starts: list[int] = []
+        self._calls: list[Call] = []
+        self._handles: list[Any] = []
+
+    @property
+    def armed(self) -> bool:
+        return bool(self._handles)
+
+    def arm(self) -> None:
+        if not self._handles:
+            self._handles = [
+                torch_module.register_module_forward_pre_hook(self._before),
+                torch_module.register_module_forward_hook(self._after, always_call=True),
+            ]
+        self.reset()
+
+    def disarm(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.reset()
+
+    def reset(self) -> None:
+        self._starts.clear()
+        self._calls = []
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if module in self._modules:
+            self._starts.append(_sequence_number())
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module not in self._modules or not self._starts:
+            return
+        start = self._starts.pop()
+        self._calls.append(Call(module, start, _sequence_number(), output, len(self._starts)))
+        if self._starts:
+            return
+        calls, self._calls = self._calls, []
+        if _in_backward() == -1:
+            try:
+                self._finished(calls)
+            except Exception as error:  # never the user's problem
+                self._failed(error)

@@ -1,0 +1,161 @@
+"""Names for places in a graph, from the module calls that bracket its nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import nn
+
+from gradscope.capture.calls import Call
+from gradscope.capture.walk import Graph, operation, tensors_in
+
+OUTPUT = "(output)"  # the root module's own output
+INPUT = "(input)"
+OUTSIDE = "(outside)"
+
+# Operations that only show the same numbers another way: an edge is named for what
+# eventually reads them.
+VIEWS = frozenset(
+    "view unsafeview reshapealias t transpose permute expand unsqueeze squeeze select slice "
+    "split splitwithsizes unbind chunk clone tocopy alias movedim contiguous".split()
+)
+
+Place = tuple[int, int]  # (node's index in the graph, which of its outputs)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor that a module returned."""
+
+    name: str
+    type: str
+    place: Place
+    shape: tuple[int, ...]
+    numel: int
+    order: int
+    outer: int  # number of calls that this call lies in
+    parameters: bool
+
+
+class Names:
+    """Names of module outputs, forks, edges and softmaxes in one graph."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        calls: list[Call],
+        paths: dict[nn.Module, str],
+        parameters: dict[int, str],
+    ) -> None:
+        self.graph = graph
+        self.parameters = parameters
+        self._named_calls = _call_names(calls, paths)
+        self._owners = _owners(self._named_calls)
+        self.sequence = [node._sequence_nr() for node in graph.nodes]
+        self.outputs = list(self._outputs())
+        self.at: dict[Place, str] = {}
+        for place, group in self.outputs_by_place().items():
+            self.at[place] = canonical(group).name
+
+    def outputs_by_place(self) -> dict[Place, list[Named]]:
+        """Module outputs that are the very same tensor, together."""
+        groups: dict[Place, list[Named]] = {}
+        for named in self.outputs:
+            groups.setdefault(named.place, []).append(named)
+        return groups
+
+    def owner(self, node: int) -> str | None:
+        """Name of the innermost module call that made the node; None outside of all."""
+        return self._owners.get(self.sequence[node])
+
+    def tensor(self, place: Place) -> str | None:
+        """Name of the tensor at `place`; None if it was made outside the model."""
+        if place in self.at:
+            return self.at[place]
+        node = self.graph.nodes[place[0]]
+        if hasattr(node, "variable"):  # a leaf
+            return self.parameters.get(id(node.variable), INPUT)
+        return self.op(place[0])
+
+    def op(self, node: int) -> str | None:
+        """ "<module>:<operation>" of a node; None if it was made outside the model."""
+        owner = self.owner(node)
+        return None if owner is None else _join(owner, operation(self.graph.nodes[node]))
+
+    def edges(self, consumers: list[Place], all_consumers: dict[Place, list[Place]]) -> list[str]:
+        """Names of a fork's edges: what reads the tensor, seen through views."""
+        names = [self._reader(node, all_consumers) for node, _ in consumers]
+        return _numbered(names)
+
+    def _reader(self, node: int, consumers: dict[Place, list[Place]]) -> str:
+        at = node
+        for _ in range(8):  # a chain of views longer than that says nothing anyway
+            if operation(self.graph.nodes[at]) not in VIEWS:
+                break
+            following = consumers.get((at, 0), [])
+            if len(following) != 1:
+                break
+            at = following[0][0]
+        return self.op(at) or self.op(node) or _join("", operation(self.graph.nodes[node]))
+
+    def _outputs(self) -> list[Named]:
+        found = []
+        for call, name in self._named_calls:
+            for field, tensor in tensors_in(call.output):
+                node = self.graph.index.get(tensor.grad_fn)
+                if node is None:
+                    continue
+                found.append(
+                    Named(
+                        name=(name or OUTPUT) + field,
+                        type=type(call.module).__name__,
+                        place=(node, tensor.output_nr),
+                        shape=tuple(tensor.shape),
+                        numel=tensor.numel(),
+                        order=self.sequence[node],
+                        outer=call.depth,
+                        parameters=any(True for _ in call.module.parameters(recurse=False)),
+                    )
+                )
+        return found
+
+
+def canonical(group: list[Named]) -> Named:
+    """Of several names of one tensor, the outermost module that is not the root."""
+    return min(group, key=lambda n: (n.name.startswith(OUTPUT), n.outer, n.name))
+
+
+def _call_names(calls: list[Call], paths: dict[nn.Module, str]) -> list[tuple[Call, str]]:
+    """Calls with their names, outer before inner; a second call of a module is "path#1"."""
+    seen: Counter[str] = Counter()
+    named = []
+    for call in sorted(calls, key=lambda c: (c.start, c.depth)):
+        path = paths[call.module]
+        number = seen[path]
+        seen[path] += 1
+        named.append((call, f"{path}#{number}" if number else path))
+    return named
+
+
+def _owners(named: list[tuple[Call, str]]) -> dict[int, str]:
+    """Sequence number → name of the innermost call around it."""
+    owners: dict[int, str] = {}
+    for call, name in named:  # outer before inner: inner ones overwrite
+        for number in range(call.start, call.end):
+            owners[number] = name
+    return owners
+
+
+def _join(owner: str, op: str) -> str:
+    return f"{owner}:{op}" if owner else f"{OUTPUT}:{op}"
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Make names that occur several times distinct: a, a#1, a#2."""
+    seen: Counter[str] = Counter()
+    out = []
+    for name in names:
+        out.append(f"{name}#{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return out

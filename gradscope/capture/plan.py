@@ -1,0 +1,352 @@
+"""A plan: which nodes of a graph to hang which taps on.
+
+Made when a graph of this structure is first seen, and used for every later step whose
+graph and module calls are the same, so that naming and classifying cost nothing then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradscope.capture.calls import Call
+from gradscope.capture.ledger import Ledger, Read, absent
+from gradscope.capture.naming import Names, Place, canonical
+from gradscope.capture.softmaxes import SoftmaxTap, chosen_rows
+from gradscope.capture.taps import Failed, ForkTap, NodeTap, TensorTap
+from gradscope.capture.walk import FUSED_ATTENTION, OPAQUE, SOFTMAX, Graph, operation, tensors_in
+from gradscope.run import Column, Site
+
+# A tensor read more often than this (the weight of an unrolled recurrence) is not split by
+# edge: the parts would have to be held together until the last of them has arrived.
+MAX_EDGES = 16
+
+Unseen = Callable[[str, str], None]  # what, why
+
+
+@dataclass
+class Plan:
+    """Taps by node index of a graph with this structure."""
+
+    taps: list[tuple[int, NodeTap]]
+
+    def hang(self, graph: Graph) -> list[Any]:
+        """Hook this step's nodes; returns the handles."""
+        handles: list[Any] = []
+        for index, tap in self.taps:
+            handles += tap.hang(graph.nodes[index])
+        return handles
+
+    def clear(self) -> None:
+        """Let go of whatever an unfinished backward pass left behind."""
+        for _, tap in self.taps:
+            tap.clear()
+
+
+def make_plan(
+    graph: Graph,
+    calls: list[Call],
+    *,
+    start: int,
+    returned: set[Place],
+    paths: dict[nn.Module, str],
+    parameters: dict[int, str],
+    ledger: Ledger,
+    unseen: Unseen,
+    failed: Failed,
+) -> Plan:
+    """Decide what to measure in a graph.
+
+    Args:
+        start: sequence number at which this forward pass began; older nodes belong to
+            another one.
+        returned: tensors handed out of the model, which a loss may use directly.
+        paths: module paths; `parameters`: names by id.
+    """
+    names = Names(graph, calls, paths, parameters)
+    builder = _Builder(graph, names, start, returned, ledger, unseen, failed)
+    builder.outputs()
+    builder.forks()
+    builder.softmaxes()
+    builder.opaque()
+    return Plan(sorted(builder.taps.items()))
+
+
+class _Builder:
+    def __init__(
+        self,
+        graph: Graph,
+        names: Names,
+        start: int,
+        returned: set[Place],
+        ledger: Ledger,
+        unseen: Unseen,
+        failed: Failed,
+    ) -> None:
+        self.graph, self.names, self.start, self.returned = graph, names, start, returned
+        self.ledger, self.unseen, self.failed = ledger, unseen, failed
+        self.taps: dict[int, NodeTap] = {}
+        self.tensor_taps: dict[Place, TensorTap] = {}
+        self.depths = graph.depths()
+
+    def outputs(self) -> None:
+        """Gradients at module outputs; each tensor once, its other names as aliases."""
+        for place, group in self.names.outputs_by_place().items():
+            if self.names.sequence[place[0]] < self.start:
+                continue  # a module handed through what came from elsewhere
+            chosen = canonical(group)
+            for named in group:
+                self.ledger.site(
+                    Site(
+                        named.name,
+                        "module",
+                        type=named.type,
+                        order=named.order,
+                        depth=self.depths[place[0]],
+                        shape=named.shape,
+                        numel=named.numel,
+                        alias_of="" if named is chosen else chosen.name,
+                        parameters=named.parameters,
+                    )
+                )
+            self._tensor_tap("module", chosen.name, place)
+
+    def forks(self) -> None:
+        """Tensors that several nodes read."""
+        consumers = self.graph.consumers()
+        taken: dict[str, int] = {}
+        for place, readers in sorted(consumers.items(), key=self._in_forward_order):
+            escapes = place in self.returned
+            if len(readers) + escapes < 2 or not self._mine(place, readers):
+                continue
+            name = self.names.tensor(place)
+            if name is None:
+                continue
+            number = taken.get(name, 0)
+            taken[name] = number + 1
+            if number:
+                name = f"{name}#{number}"
+            if len(readers) > MAX_EDGES:
+                self.unseen(
+                    f"fork {name}: its {len(readers)} edges",
+                    f"a tensor read more than {MAX_EDGES} times is measured as a whole only",
+                )
+                continue
+            self._fork(name, place, readers, consumers, escapes)
+
+    def softmaxes(self) -> None:
+        """Softmax and fused-attention nodes, unless the model's very output."""
+        taken: dict[str, int] = {}
+        for index in sorted(range(len(self.graph.nodes)), key=lambda i: self.names.sequence[i]):
+            node = self.graph.nodes[index]
+            kind = node.name()
+            fused = kind in FUSED_ATTENTION
+            if not fused and kind not in SOFTMAX:
+                continue
+            owner = self.names.owner(index)
+            if owner is None or self.names.sequence[index] < self.start:
+                continue
+            if not fused and (index, 0) in self.returned and self._unread((index, 0)):
+                continue
+            base = owner or self.names.op(index) or operation(node)
+            number = taken.get(base, 0)
+            taken[base] = number + 1
+            name = f"{base}:softmax#{number}" if number else base
+            shape = _softmax_shape(node, fused)
+            note = ""
+            rows = int(np.prod(shape[:-1], dtype=np.int64)) if shape else 0
+            if shape and (chosen := chosen_rows(rows, shape[-1])) is not None:
+                what = "entropy, max_prob, jacobian_norm" + (", gain" if fused else "")
+                note = f"{what} from a fixed sample of {len(chosen)} of {rows} rows"
+            self.ledger.site(
+                Site(
+                    name,
+                    "softmax",
+                    type=operation(node),
+                    order=self.names.sequence[index],
+                    depth=self.depths[index],
+                    shape=shape,
+                    numel=int(np.prod(shape, dtype=np.int64)),
+                    note=note,
+                )
+            )
+            self._node_tap(index).crossing = SoftmaxTap(self.ledger, name, fused, self.unseen)
+
+    def opaque(self) -> None:
+        """Say what autograd does not show."""
+        for index, node in enumerate(self.graph.nodes):
+            for kind, why in OPAQUE.items():
+                if node.name().startswith(kind):
+                    owner = self.names.owner(index)
+                    self.unseen(f"the inside of {owner or 'a part of the model'}", why)
+
+    # -- pieces ------------------------------------------------------------------------
+
+    def _in_forward_order(self, item: tuple[Place, Any]) -> tuple[int, int]:
+        return (self.names.sequence[item[0][0]], item[0][1])
+
+    def _mine(self, place: Place, readers: list[Place]) -> bool:
+        """Whether a reader belongs to this forward pass, and the tensor to the model."""
+        if all(self.names.sequence[node] < self.start for node, _ in readers):
+            return False
+        leaf = hasattr(self.graph.nodes[place[0]], "variable")
+        return leaf or place in self.names.at or self.names.owner(place[0]) is not None
+
+    def _unread(self, place: Place) -> bool:
+        return not any(edge == place for edge in self.graph.edges)
+
+    def _node_tap(self, index: int) -> NodeTap:
+        return self.taps.setdefault(index, NodeTap(self.failed))
+
+    def _tensor_tap(self, kind: str, name: str, place: Place) -> TensorTap:
+        ledger = self.ledger
+        norm = ledger.slot("norm", kind, name)
+        excess = ledger.slot("excess", kind, name, mode="sum")
+        nonfinite = ledger.plain(Column(name, kind, "", "nonfinite"), mode="sum")
+        numel = ledger.sites[(kind, name)].numel  # as first declared
+        if kind == "module":
+            ledger.emitter_once(norm, _Norm(norm, excess, numel, name), [norm])
+        tap = self.tensor_taps[place] = TensorTap(ledger, norm, excess, nonfinite, numel)
+        self._node_tap(place[0]).outputs.append((place[1], tap))
+        return tap
+
+    def _fork(
+        self,
+        name: str,
+        place: Place,
+        readers: list[Place],
+        consumers: dict[Place, list[Place]],
+        escapes: bool,
+    ) -> None:
+        ledger = self.ledger
+        edges = self.names.edges(readers, consumers)
+        if escapes:
+            edges.append("(outside)")
+        total = ledger.slot("fork total", name)
+        slots = [
+            (ledger.slot("fork norm", name, e), ledger.slot("fork inner", name, e, mode="sum"))
+            for e in edges
+        ]
+        ledger.emitter_once((total, *edges), _Fork(name, total, edges, slots), [total])
+        shape = _shape(self.graph.nodes[place[0]], place[1])
+        numel = int(np.prod(shape, dtype=np.int64))
+        ledger.site(
+            Site(
+                name,
+                "fork",
+                type=operation(self.graph.nodes[place[0]]),
+                order=min(self.names.sequence[place[0]], self.names.sequence[readers[0][0]]),
+                depth=self.depths[place[0]],
+                shape=shape,
+                numel=numel,
+            )
+        )
+        tap = self.tensor_taps.get(place) or self._tensor_tap("fork", name, place)
+        tap.fork = ForkTap(ledger, total, slots, escapes)
+        for number, (node, position) in enumerate(readers):
+            self._node_tap(node).edges.append((position, tap.fork, number))
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """grad_norm of a module's output, and its number of elements where that varies."""
+
+    norm: int
+    excess: int
+    numel: int
+    name: str
+
+    def emit(self, read: Read) -> Any:
+        size = read[self.norm]
+        yield Column(self.name, "module", "", "grad_norm"), size
+        count = read.counts[self.norm]
+        if count > 1 or self.excess in read:
+            numel = np.full(len(size), float(count * self.numel))
+            yield (
+                Column(self.name, "module", "", "numel"),
+                numel + read.get(self.excess, np.zeros(len(size))),
+            )
+
+
+@dataclass(frozen=True)
+class _Fork:
+    """Edges of a fork against their sum.
+
+    projection_e = ⟨g_e, g⟩/‖g‖², cosine_e = ⟨g_e, g⟩/(‖g_e‖‖g‖),
+    cancellation = 1 − ‖g‖/Σ‖g_e‖; over micro-batches norms combine as root-sum-square and
+    inner products as sums, so that projections still sum to 1.
+    """
+
+    name: str
+    total: int
+    edges: list[str]
+    slots: list[tuple[int, int]]
+
+    def emit(self, read: Read) -> Any:
+        size = read[self.total]
+        seen = [(e, *s) for e, s in zip(self.edges, self.slots, strict=True) if s[0] in read]
+        together = sum(read[norm] for _, norm, _ in seen)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            yield self._column("", "grad_norm"), size
+            yield self._column("", "cancellation"), _told(1 - size / together, together != 0)
+            for edge, norm, product in seen:
+                part, along = read[norm], read[product]
+                outside = edge == "(outside)"
+                told = (part != 0) | np.full(len(part), not outside)
+                yield self._column(edge, "grad_norm"), _told(part, told)
+                yield self._column(edge, "projection"), _told(along / size / size, told & (size != 0))
+                yield (
+                    self._column(edge, "cosine"),
+                    _told(along / size / part, told & (size != 0) & (part != 0)),
+                )
+
+    def _column(self, edge: str, metric: str) -> Column:
+        return Column(self.name, "fork", edge, metric)
+
+
+def _told(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    return np.where(where, values.view(np.int64), absent(len(values)).view(np.int64)).view(
+        np.float64
+    )
+
+
+def _shape(node: Any, output: int) -> tuple[int, ...]:
+    if hasattr(node, "variable"):
+        return tuple(node.variable.shape)
+    metadata = getattr(node, "_input_metadata", ())
+    return tuple(map(int, metadata[output].shape)) if output < len(metadata) else ()
+
+
+def _softmax_shape(node: Any, fused: bool) -> tuple[int, ...]:
+    """Shape of p, rows last; () if hooks on saved tensors hide a fused one."""
+    shape = _shape(node, 0)
+    if fused:
+        if node._raw_saved_query.unpack_hook is not None:
+            return ()
+        return (*shape[:-1], node._saved_key.shape[2])
+    dim = node._saved_dim
+    dim -= (1 << 64) if dim >= 1 << 63 else 0
+    if shape:
+        dim %= len(shape)
+        shape = (*shape[:dim], *shape[dim + 1 :], shape[dim])
+    return shape
+
+
+def structure(graph: Graph, calls: list[Call]) -> tuple[list[Any], ...]:
+    """What must be the same for a plan to serve again: the graph, and who returned what."""
+    outputs: list[Any] = []
+    for call in calls:
+        outputs.append(id(call.module))
+        output = call.output
+        if type(output) is torch.Tensor:
+            outputs.append(graph.index.get(output.grad_fn))
+            outputs.append(output.output_nr)
+        else:
+            for field, tensor in tensors_in(output):
+                outputs.append((field, graph.index.get(tensor.grad_fn), tensor.output_nr))
+    return graph.types(), graph.edges, graph.counts, outputs

@@ -1,0 +1,1 @@
+"""One measured quantity a file: tensor(s) → scalars, with its unit and definition."""

@@ -1,0 +1,431 @@
+"""`attach`: one training run's recording, from its first step to its last."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import traceback
+import warnings
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscope.capture.calls import Call, CallRecorder
+from gradscope.capture.describe import describe
+from gradscope.capture.ledger import Ledger
+from gradscope.capture.parameters import Parameters
+from gradscope.capture.plan import Plan, make_plan, structure
+from gradscope.capture.walk import tensors_in, walk
+from gradscope.errors import GradscopeError
+from gradscope.run import Run
+from gradscope.store import Journal
+
+PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
+SAMPLES = 1 << 20  # samples held in memory before they are written, whatever the clock says
+
+
+def attach(
+    model: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    out: str | os.PathLike[str] | None = "run.pt",
+    every: int = 10,
+    flush_every: float = 5.0,
+    update_every: int = 8,
+    name: str | None = None,
+    args: dict[str, Any] | None = None,
+) -> Scope:
+    """Record where the gradient goes while a model is trained.
+
+    On steps 0, every, 2·every, … the autograd graph is walked at the end of the forward
+    pass and hooked for that one backward pass: gradients at all module outputs, at every
+    fork by edge, and across every attention softmax; gradients of parameters when the
+    optimizer steps. Nothing is put into the model, and training is bit-identical with and
+    without it.
+
+    Args:
+        model: any module, on any device.
+        optimizer: steps are counted at its `step()`. Several are given in the order in which
+            they step: gradients are read before the first, updates after the last. Without
+            one, call `scope.step()` where the optimizer would step.
+        out: file to write; a gradscope run already there is replaced. None records into
+            memory only (`scope.run()`).
+        every: record every n-th step, counted from 0.
+        flush_every: seconds between writes; a killed process loses at most that much.
+        update_every: training steps between two measurements of a parameter's update, which
+            needs a copy of the weights: parameters take turns.
+        name: of the run, in reports; by default the file's name.
+        args: the run's configuration, kept in `run.meta["args"]`.
+
+    Returns:
+        A `Scope`: leave its `with` block, or call `close()`, to finish the file.
+
+    Raises:
+        GradscopeError: if an argument can't be used, before anything is touched.
+    """
+    return Scope(
+        model,
+        optimizers=_optimizers(optimizer),
+        out=None if out is None else Path(out),
+        every=_positive("every", every),
+        flush_every=float(flush_every),
+        update_every=_positive("update_every", update_every),
+        name=name,
+        args=args,
+    )
+
+
+class Scope:
+    """A recording in progress. Made by `attach`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizers: list[torch.optim.Optimizer],
+        out: Path | None,
+        every: int,
+        flush_every: float,
+        update_every: int,
+        name: str | None,
+        args: dict[str, Any] | None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise GradscopeError(
+                f"attach() takes a torch.nn.Module, not {type(model).__name__}: {model!r:.80}"
+            )
+        self._every = every
+        self._flush_every = flush_every
+        self._step = 0
+        self._recorded = 0
+        self._log_offset: dict[str, int] = {}
+        self._closed = False
+        self._with_closure = False
+        self._process = os.getpid()
+        self._began = self._step_began = self._flushed = time.perf_counter()
+        self._spent = 0.0
+
+        self._paths = {module: path for path, module in model.named_modules()}
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._parameter_names = {id(p): n for n, p in trainable.items()}
+        self._optimizers = optimizers
+        held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+        if not optimizers:
+            held = set(self._parameter_names)
+
+        meta = describe(
+            model,
+            optimizers,
+            name=name or (out.stem if out else "run"),
+            args=args or {},
+            every=every,
+            flush_every=flush_every,
+            update_every=update_every,
+        )
+        self._memory: Run | None = Run(meta=meta) if out is None else None
+        self._journal = None if out is None else Journal(out, Run(meta=meta))
+        self._meta = meta
+
+        self._ledger = Ledger()
+        turns = max(1, round(update_every / every))
+        self._parameters = Parameters(self._ledger, trainable, held, turns)
+        self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
+        self._hung: list[Plan] = []
+        self._handles: list[Any] = []
+        self._calls = CallRecorder(self._paths, self._forward_done, self._fail)
+        self._optimizer_handles: list[Any] = []
+        if optimizers:
+            self._optimizer_handles = [
+                optimizers[0].register_step_pre_hook(self._before_step),
+                optimizers[-1].register_step_post_hook(self._after_step),
+            ]
+        self._at_exit = _close_at_exit(self)
+        self._calls.arm()
+
+    # -- what users call ---------------------------------------------------------------
+
+    def log(self, **values: Any) -> None:
+        """Record scalars of the current step: loss, accuracy, anything.
+
+        Before the first optimizer step they belong to step 0, and a name logged then counts
+        as logged *before* the step ever after; otherwise scalars belong to the step that was
+        just made. Tensors are read when the run is next flushed, so that nothing waits for
+        the device.
+
+        Raises:
+            GradscopeError: if a value is no number.
+        """
+        if self._closed:
+            return
+        for name, value in values.items():
+            offset = self._log_offset.setdefault(name, 0 if self._step == 0 else 1)
+            self._ledger.scalar(max(self._step - offset, 0), name, _number(name, value))
+        if not self._calls.armed:  # on a recorded step the flush comes with its end
+            self._maybe_flush()
+
+    def step(self) -> None:
+        """Count a step by hand: for training loops without a torch optimizer."""
+        if self._optimizers:
+            raise GradscopeError("steps are counted at the optimizer's step(); don't call step()")
+        self._before_step(None, (), {})
+        self._after_step(None, (), {})
+
+    def run(self) -> Run:
+        """What was recorded so far.
+
+        Raises:
+            GradscopeError: if the recording goes to a file: load that instead.
+        """
+        if self._memory is None:
+            raise GradscopeError("this recording goes to a file: use gradscope.load() on it")
+        if not self._closed:
+            self._flush()
+        return self._memory
+
+    def close(self) -> None:
+        """Finish the file and let go of the model. What leaving the `with` block does."""
+        self._close("")
+
+    def __enter__(self) -> Scope:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close("" if error is None else f"{type(error).__name__}: {error}")
+
+    # -- the course of a step ----------------------------------------------------------
+
+    def _forward_done(self, calls: list[Call]) -> None:
+        """An outermost forward pass has ended: walk its graph and hang the taps."""
+        if not torch.is_grad_enabled():
+            return
+        began = time.perf_counter()
+        outer = calls[-1]
+        returned = [t for _, t in tensors_in(outer.output) if t.grad_fn is not None]
+        # Roots: what the model returned, then whatever else modules made (a loss kept on
+        # the side). Where no gradient comes, nothing is recorded.
+        roots = [t.grad_fn for t in returned]
+        for call in calls:
+            output = call.output
+            if type(output) is torch.Tensor:
+                if output.grad_fn is not None:
+                    roots.append(output.grad_fn)
+            else:
+                roots += [t.grad_fn for _, t in tensors_in(output) if t.grad_fn is not None]
+        if not roots:
+            return
+        graph = walk(roots)
+        key = structure(graph, calls)
+        plan = self._known_plan(key)
+        if plan is None:
+            plan = make_plan(
+                graph,
+                calls,
+                start=outer.start,
+                returned={(graph.index[t.grad_fn], t.output_nr) for t in returned},
+                paths=self._paths,
+                parameters=self._parameter_names,
+                ledger=self._ledger,
+                unseen=self._note_unseen,
+                failed=self._fail,
+            )
+            self._plans.insert(0, (key, plan))
+            del self._plans[PLANS:]
+        self._handles += plan.hang(graph)
+        self._hung.append(plan)
+        self._spent += time.perf_counter() - began
+
+    def _known_plan(self, key: tuple[list[Any], ...]) -> Plan | None:
+        for position, (known, plan) in enumerate(self._plans):
+            if known == key:
+                if position:
+                    self._plans.insert(0, self._plans.pop(position))
+                return plan
+        return None
+
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._calls.armed:
+            return
+        try:
+            with torch.no_grad():
+                # A closure makes the gradients inside step(): they are read afterwards.
+                self._with_closure = any(map(callable, (*args[1:], *kwargs.values())))
+                if not self._with_closure:
+                    self._parameters.gradients()
+                self._parameters.before_update(self._recorded)
+        except Exception as error:
+            self._fail(error)
+
+    def _after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        if self._calls.armed:
+            try:
+                with torch.no_grad():
+                    if self._with_closure:
+                        self._parameters.gradients()
+                    self._parameters.after_update()
+                self._end_recorded_step(now)
+            except Exception as error:
+                self._fail(error)
+        self._step_began = now
+        self._step += 1
+        if self._closed:
+            return
+        if self._step % self._every == 0:
+            self._calls.arm()
+        elif self._calls.armed:
+            self._calls.disarm()
+
+    def _end_recorded_step(self, now: float) -> None:
+        self._release_graph()
+        self._calls.reset()
+        self._ledger.end_step(self._step)
+        for group, lr in self._learning_rates().items():
+            self._ledger.scalar(self._step, group, lr)
+        self._ledger.scalar(self._step, "step_seconds", now - self._step_began)
+        self._recorded += 1
+        self._maybe_flush()
+
+    def _release_graph(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for plan in self._hung:
+            plan.clear()
+        self._handles, self._hung = [], []
+
+    def _learning_rates(self) -> dict[str, float]:
+        groups = [g for o in self._optimizers for g in o.param_groups if "lr" in g]
+        if not groups:
+            return {}
+        rates = [float(g["lr"]) for g in groups]
+        if len(set(rates)) == 1:
+            return {"lr": rates[0]}
+        return {f"lr[{i}]": rate for i, rate in enumerate(rates)}
+
+    # -- writing -----------------------------------------------------------------------
+
+    def _maybe_flush(self) -> None:
+        now = time.perf_counter()
+        due = now - self._flushed >= self._flush_every or self._recorded == 1
+        if due or self._ledger.waiting > SAMPLES:
+            self._flush()
+
+    def _flush(self) -> None:
+        began = time.perf_counter()
+        sites, columns, blocks = self._ledger.drain()
+        timings = {"seconds": began - self._began, "gradscope_seconds": self._spent}
+        self._meta["timings"] = timings
+        if self._memory is not None:
+            self._memory.sites.update({(s.kind, s.name): s for s in sites})
+            self._memory.columns.extend(columns)
+            self._memory.blocks.extend(blocks)
+            self._memory.meta = self._meta
+        elif self._journal is not None:
+            changing = {k: self._meta[k] for k in ("timings", "unseen", "errors", "ended", "steps")
+                        if k in self._meta}
+            self._journal.append(sites, columns, blocks, changing)
+        self._flushed = time.perf_counter()
+        self._spent += self._flushed - began
+
+    def _close(self, ended: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._calls.disarm()
+        self._release_graph()
+        for handle in self._optimizer_handles:
+            handle.remove()
+        self._optimizer_handles = []
+        atexit.unregister(self._at_exit)
+        self._parameters.free()
+        if os.getpid() != self._process:  # a forked worker: the file is its parent's
+            return
+        self._meta["steps"] = self._step
+        if ended:
+            self._meta["ended"] = ended
+        self._flush()
+        if self._journal is not None:
+            self._journal.finish()
+        elif self._memory is not None:
+            self._memory.meta["status"] = "complete"
+        self._paths.clear()
+        self._plans.clear()
+
+    # -- trouble -----------------------------------------------------------------------
+
+    def _note_unseen(self, what: str, why: str) -> None:
+        entry = {"what": what, "why": why}
+        if entry not in self._meta["unseen"]:
+            self._meta["unseen"].append(entry)
+
+    def _fail(self, error: BaseException) -> None:
+        """Say it once, stop measuring, and leave the training run alone."""
+        self._calls.disarm()
+        self._release_graph()
+        self._ledger.forget_step()
+        self._every = 1 << 62
+        text = "".join(traceback.format_exception(error)).strip()
+        if not self._meta["errors"]:
+            warnings.warn(
+                f"gradscope stopped recording gradients at step {self._step}; training goes on "
+                f"unchanged. Please report this with the text below.\n{text}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._meta["errors"].append(f"step {self._step}: {text}")
+
+
+def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
+    if given is None:
+        return []
+    several = [given] if isinstance(given, torch.optim.Optimizer) else list(given)
+    for optimizer in several:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise GradscopeError(
+                f"optimizer= takes a torch.optim.Optimizer, not {type(optimizer).__name__}"
+            )
+    return several
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise GradscopeError(f"{name}= takes a whole number from 1 on, not {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise GradscopeError(
+                f"log({name}=…) takes a number, not a tensor of shape {tuple(value.shape)}; "
+                "log its mean"
+            )
+        value = value.detach()
+        return float(value) if value.is_cpu else value.reshape(()).clone()
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise GradscopeError(f"log({name}=…) takes a number, not {value!r:.80}") from error
+
+
+def _close_at_exit(scope: Scope) -> Any:
+    """Finish the file of a script that ends without closing; holds no strong reference."""
+    reference = weakref.ref(scope)
+
+    def close() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.close()
+
+    atexit.register(close)
+    return close
