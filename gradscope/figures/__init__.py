@@ -1,0 +1,42 @@
+"""One figure a file: a run, or several to compare, in; a matplotlib `Figure` out.
+
+A figure is drawn by calling it: `gradient_map(run)`. Each says what it needs
+(`FigureKind.requires`), and `missing(run)` says why it can't be drawn.
+"""
+
+from gradscope.figures._figure import FigureKind, Mark
+from gradscope.figures._gradient_depth import gradient_depth
+from gradscope.figures._gradient_map import gradient_map
+from gradscope.figures._parameter_map import parameter_map
+from gradscope.figures._pathways import pathways
+from gradscope.figures._softmax import softmax
+from gradscope.figures._style import DARK, LIGHT, Theme
+from gradscope.figures._training_curves import training_curves
+from gradscope.figures._update_map import update_map
+
+FIGURES: tuple[FigureKind, ...] = (
+    training_curves,
+    gradient_map,
+    gradient_depth,
+    pathways,
+    softmax,
+    parameter_map,
+    update_map,
+)
+"""All figures, in the order in which a report shows them."""
+
+__all__ = [
+    "DARK",
+    "FIGURES",
+    "LIGHT",
+    "FigureKind",
+    "Mark",
+    "Theme",
+    "gradient_depth",
+    "gradient_map",
+    "parameter_map",
+    "pathways",
+    "softmax",
+    "training_curves",
+    "update_map",
+]

@@ -1,0 +1,147 @@
+"""Gradient against depth at several steps: the profile from the loss back to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradscope.figures import _axes
+from gradscope.figures._figure import Mark, figure
+from gradscope.figures._grid import Grid, grid
+from gradscope.figures._sites import common_ladders, ladder, rows_of
+from gradscope.figures._style import WIDTH, Theme
+from gradscope.figures._text import number, plain, shorten
+from gradscope.run import Run
+
+
+@figure(
+    title="Gradient against depth",
+    caption=(
+        "The same gradients as a profile: modules from top (input) to bottom (output) in forward "
+        "order, the root mean square of their gradient to the right, one line for each of five "
+        "recorded steps. Read it from the bottom up, as the gradient flows: a line that runs to "
+        "the left loses a constant factor per layer, a vertical one keeps its gradient. Where a "
+        "model has numbered blocks the line joins their outputs, and every other module is a "
+        "dot. The legend gives the ratio of the topmost to the bottommost point of each line."
+    ),
+    caption_several=(
+        "The gradient's profile at the first, the middle and the last recorded step, one colour "
+        "a run: modules from top (input) to bottom (output) in forward order, the root mean "
+        "square of their gradient to the right. Read it from the bottom up, as the gradient "
+        "flows: a line that runs to the left loses a constant factor per layer, a vertical one "
+        "keeps its gradient. Where the models have numbered blocks the lines join their outputs. "
+        "The legend gives the ratio of the topmost to the bottommost point at the last step."
+    ),
+    requires=(("module", "grad_norm"),),
+    absent="no gradient of a module's output was recorded",
+    shows=(("module", "grad_norm"), ("module", "grad_rms")),
+)
+def gradient_depth(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
+    grids = [grid(r, "module", "grad_rms") for r in runs]
+    draw = _one if len(runs) == 1 else _several
+    return draw(runs, grids, marks, theme)
+
+
+def _one(runs: Sequence[Run], grids: Sequence[Grid], marks: Sequence[Mark], theme: Theme) -> Figure:
+    g = grids[0]
+    height = _axes.height_of_rows(len(g.sites))
+    fig = Figure(figsize=(WIDTH, height + 0.8), layout="constrained")
+    axes = fig.subplots()
+    chosen = moments(g, 5)
+    # The lightest third of the ramp would vanish on white paper, the darkest on black.
+    span = np.linspace(*((0.0, 0.8) if theme.name == "light" else (0.35, 1.0)), len(chosen))
+    joined = ladder(g.sites, marks)
+    rows = list(range(len(g.sites)))
+    handles = []
+    for at, shade in zip(chosen, span, strict=True):
+        colour = mpl.colormaps[theme.ramp](shade)
+        ratio = _profile(axes, g.positive[at], rows, joined, colour, dots=at == chosen[-1])
+        label = f"step {number(int(g.steps[at]))}"
+        label += "   no finite gradient" if ratio is None else f"   {_ratio(ratio)}"
+        handles.append(Line2D([], [], color=colour, lw=2.5, label=label))
+    _limits(axes, [g.positive[chosen]])
+    _axes.label_rows(axes, g.sites, height, theme, marks=marks)
+    axes.set_ylim(len(g.sites) - 0.5, -0.5)
+    axes.set_xlabel("RMS gradient (loss per unit of output)")
+    fig.legend(handles=handles, loc="outside lower left", ncols=3)
+    return fig
+
+
+def _several(
+    runs: Sequence[Run], grids: Sequence[Grid], marks: Sequence[Mark], theme: Theme
+) -> Figure:
+    rows = rows_of(grids)
+    joined = common_ladders([g.sites for g in grids])
+    height = _axes.height_of_rows(len(rows.sites[0])) if rows.common else 4.0
+    fig = Figure(figsize=(WIDTH, height + 1.0), layout="constrained")
+    panels = fig.subplots(1, 3, sharey=True)
+    ratios: list[float | None] = [None] * len(runs)
+    for panel, (axes, when) in enumerate(zip(panels, ("first", "middle", "last"), strict=True)):
+        shown = []
+        for i, g in enumerate(grids):
+            if not len(g):
+                continue
+            at = moments(g, 3)[panel if len(g.steps) > 2 else (0, 0, -1)[panel]]
+            y = rows.at[i] if rows.common else list(np.linspace(0, 1, len(g.sites)))
+            colour = theme.cycle[i % len(theme.cycle)]
+            line = g.positive[at]
+            ratios[i] = _profile(axes, line, y, joined[i], colour, dots=len(runs) <= 3)
+            shown.append(int(g.steps[at]))
+        steps = " / ".join(number(s) for s in dict.fromkeys(shown))
+        axes.set_title(f"{when} (step {steps})" if len(steps) < 24 else when)
+        _limits(axes, [g.positive[moments(g, 3)] for g in grids if len(g)], ticks=4)
+        axes.set_xlabel("RMS gradient")
+    if rows.common:
+        _axes.label_rows(panels[0], rows.sites[0], height, theme, marks=marks)
+        panels[0].set_ylim(len(rows.sites[0]) - 0.5, -0.5)
+    else:
+        panels[0].set_yticks([0, 0.5, 1], ["input", "half-way", "output"])
+        panels[0].set_ylim(1.03, -0.03)
+        panels[0].set_ylabel("place in the forward pass")
+    _legend(fig, runs, ratios, theme)
+    return fig
+
+
+def moments(g: Grid, count: int) -> list[int]:
+    """Rows of the grid at the first step, the last, and evenly between; no row twice."""
+    return sorted({round(x) for x in np.linspace(0, len(g.steps) - 1, count)})
+
+
+def _profile(
+    axes: Axes,
+    values: np.ndarray,
+    rows: Sequence[float],
+    joined: Sequence[int],
+    colour: object,
+    dots: bool,
+) -> float | None:
+    """Draw one line; return the ratio of its first to its last point."""
+    places = np.asarray(rows, dtype=float)
+    if dots and len(joined) < len(values):
+        rest = np.setdiff1d(np.arange(len(values)), joined)
+        axes.plot(values[rest], places[rest], "o", color=colour, ms=4, alpha=0.5, mew=0)
+    seen = [j for j in joined if np.isfinite(values[j])]
+    axes.plot(values[seen], places[seen], color=colour, marker="o", ms=3.5 if len(seen) < 60 else 0)
+    return float(values[seen[0]] / values[seen[-1]]) if len(seen) >= 2 else None
+
+
+def _ratio(value: float) -> str:
+    return f"first / last = {number(value, 2)}"
+
+
+def _limits(axes: Axes, values: Sequence[np.ndarray], ticks: int = 7) -> None:
+    _axes.log_axis(axes, "x", _axes.log_limits(values), ticks)
+
+
+def _legend(fig: Figure, runs: Sequence[Run], ratios: Sequence[float | None], theme: Theme) -> None:
+    handles, labels = [], []
+    for i, (run, ratio) in enumerate(zip(runs, ratios, strict=True)):
+        handles.append(Line2D([], [], color=theme.cycle[i % len(theme.cycle)], lw=3))
+        text = shorten(run.name, 28)
+        labels.append(plain(text if ratio is None else f"{text}   {_ratio(ratio)}"))
+    fig.legend(handles, labels, loc="outside lower left", ncols=min(3, len(runs)))

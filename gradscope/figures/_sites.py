@@ -1,0 +1,108 @@
+"""Which sites share a row when runs are compared, and which of them form a ladder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gradscope.figures._figure import Mark
+from gradscope.figures._grid import Grid
+from gradscope.run import Site
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a figure that lists sites from top to bottom.
+
+    Attributes:
+        common: whether all runs share their rows.
+        sites: per run, the site of each row.
+        at: per run, the row of each of its grid's columns.
+    """
+
+    common: bool
+    sites: list[list[Site]]
+    at: list[list[int]]
+
+
+def rows_of(grids: Sequence[Grid]) -> Rows:
+    """Common rows where the runs' models are mostly alike, else each run's own."""
+    merged = merge([g.names for g in grids])
+    alike = all(2 * len(g.sites) >= len(merged) for g in grids if g.sites)
+    if not alike:
+        return Rows(False, [g.sites for g in grids], [list(range(len(g.sites))) for g in grids])
+    known = {s.name: s for g in grids for s in g.sites}
+    where = {name: i for i, name in enumerate(merged)}
+    sites = [known[name] for name in merged]
+    return Rows(True, [sites] * len(grids), [[where[n] for n in g.names] for g in grids])
+
+
+def merge(orders: Sequence[Sequence[str]]) -> list[str]:
+    """One order of all names: that of the longest list, with what others have in addition put
+    behind the name that it follows there."""
+    merged: list[str] = []
+    for names in sorted(orders, key=len, reverse=True):
+        known = set(merged)
+        place = 0
+        for name in names:
+            if name in known:
+                place = merged.index(name) + 1
+            else:
+                merged.insert(place, name)
+                place += 1
+    return merged
+
+
+def ladder(sites: Sequence[Site], marks: Sequence[Mark] = ()) -> list[int]:
+    """Indices of the sites that a depth profile joins: one role in layer after layer.
+
+    That which a finding is about, if there is one; else the role with the most layers, the
+    outermost among equals (`layers.0`, `layers.1`, … rather than what is inside them). All
+    sites where no name repeats with another number.
+    """
+    where = {s.name: i for i, s in enumerate(sites)}
+    for m in marks:
+        found = [where[name] for name in m.sites if name in where]
+        if m.kind == "module" and len(found) >= 3:
+            return sorted(found)
+    return max(
+        _ladders(sites).values(),
+        key=lambda rungs: (len(rungs), -len(sites[rungs[0]].name)),
+        default=[*range(len(sites))],
+    )
+
+
+def common_ladders(several: Sequence[Sequence[Site]]) -> list[list[int]]:
+    """`ladder` for models that are compared: the same role in each, where they share one."""
+    known = [_ladders(sites) for sites in several]
+    shared = set.intersection(*(set(k) for k in known)) if known else set()
+    if not shared:
+        return [ladder(sites) for sites in several]
+    best = max(shared, key=lambda name: (sum(len(k[name]) for k in known), -len(name), name))
+    return [k[best] for k in known]
+
+
+def _ladders(sites: Sequence[Site]) -> dict[str, list[int]]:
+    roles: dict[str, list[int]] = {}
+    for i, site in enumerate(sites):
+        roles.setdefault(role(site.name), []).append(i)
+    return {
+        name: rungs
+        for name, rungs in roles.items()
+        if "*" in name and _in_series([sites[i] for i in rungs])
+    }
+
+
+def role(name: str) -> str:
+    """A name with its layer numbers as stars: `layers.*.mlp`, `layer*.*.conv1`."""
+    last = max((m.end() for m in re.finditer(r"(?<![^.])\d+(?![^.:\[#])", name)), default=0)
+    return re.sub(r"\d+", "*", name[:last]) + name[last:]
+
+
+def _in_series(sites: Sequence[Site]) -> bool:
+    """Whether the sites lie behind one another, rather than side by side (heads, experts)."""
+    depths = [s.depth for s in sites]
+    falling = all(a > b for a, b in pairwise(depths))
+    return len(sites) >= 2 and (falling or min(depths) < 0)

@@ -1,0 +1,217 @@
+"""Everything logged over training: loss, accuracy, learning rate, and when findings held."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradscope.figures import _axes
+from gradscope.figures._figure import Mark, figure
+from gradscope.figures._grid import Grid, grid
+from gradscope.figures._style import WIDTH, Theme
+from gradscope.figures._text import plain, shorten
+from gradscope.run import Run
+
+PANELS = 5
+"""Panels at most; loss and accuracy come first."""
+BARS = 10
+"""Findings on the time line at most, worst first."""
+SMOOTH_FROM = 60
+"""Points from which on a curve is drawn as its running median, over the raw values."""
+
+_SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|eval)[_/.\- ]+(.+)")
+_HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
+
+
+class Series(NamedTuple):
+    """One logged scalar: the panel it belongs to, and on which data it was measured."""
+
+    panel: str
+    name: str
+    held_out: bool
+
+
+@figure(
+    title="Training curves",
+    caption=(
+        "What was logged, by optimizer step; validation values are dashed, with a dot for each. "
+        "Long noisy curves are drawn as a running median over the raw values, which stay visible "
+        "behind it; a cross at the upper edge is a value that was NaN or infinite. The bars "
+        "below show at which steps each finding held: a bar that begins where a curve bends is "
+        "worth a look."
+    ),
+    caption_several=(
+        "What was logged, by optimizer step, one colour a run; validation values are dashed, "
+        "with a dot for each. Long noisy curves are drawn as a running median over the raw "
+        "values, which stay visible behind it; a cross at the upper edge is a value that was NaN "
+        "or infinite."
+    ),
+    requires=(("scalar", "value"),),
+    absent="no scalar was logged: pass loss and accuracy to scope.log()",
+    shows=(("scalar", "*"),),
+)
+def training_curves(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
+    logged = [grid(r, "scalar", "value") for r in runs]
+    panels = panels_of(name for g in logged for name in g.names)[:PANELS]
+    bars = sorted(marks, key=lambda m: _axes.WORST_FIRST.index(m.severity))[:BARS]
+    heights = [2.1 if i < 2 else 1.3 for i in range(len(panels))]
+    if bars:
+        heights.append(0.18 * len(bars) + 0.15)
+    fig = Figure(figsize=(WIDTH, sum(heights) + 0.35 * len(heights) + 0.3), layout="constrained")
+    rows = list(
+        fig.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flat
+    )
+    for axes, panel in zip(rows, panels, strict=False):
+        _panel(axes, panel, logged, theme)
+    if bars:
+        _timeline(rows[-1], bars, runs, theme)
+        for axes in rows[:-1]:
+            _beginnings(axes, bars, runs, theme)
+    # Scalars may have been logged at more steps than gradients were recorded.
+    steps = np.unique(np.concatenate([r.steps for r in runs] + [g.steps for g in logged]))
+    for axes in rows:
+        _axes.step_axis(axes, steps, label=axes is rows[-1])
+    fig.align_ylabels(rows)
+    if len(runs) > 1:
+        _legend(fig, runs, theme)
+    return fig
+
+
+def panels_of(scalars: Iterable[str]) -> list[str]:
+    """Names of the panels: loss, accuracy, then the rest; timings come last."""
+    names = {series_of(s).panel for s in scalars}
+
+    def rank(name: str) -> tuple[int, str]:
+        if "loss" in name:
+            return (0 if name == "loss" else 1, name)
+        if "acc" in name:
+            return (2, name)
+        if name in ("lr", "learning_rate"):
+            return (4, name)
+        return (5 if "seconds" in name or "time" in name else 3, name)
+
+    return sorted(names, key=rank)
+
+
+def series_of(name: str) -> Series:
+    """`val_accuracy` belongs beside `accuracy`, and was measured on held-out data."""
+    match = _SPLIT.fullmatch(name)
+    if not match:
+        return Series(name, name, False)
+    return Series(match[2], name, match[1] in _HELD_OUT)
+
+
+def _panel(axes: Axes, panel: str, logged: Sequence[Grid], theme: Theme) -> None:
+    drawn: list[np.ndarray] = []
+    lines: dict[str, Line2D] = {}
+    for i, g in enumerate(logged):
+        for j, name in enumerate(g.names):
+            series = series_of(name)
+            if series.panel != panel:
+                continue
+            colour = theme.cycle[i % len(theme.cycle)]
+            if len(logged) == 1 and series.held_out:
+                colour = theme.cycle[1]
+            drawn.append(_curve(axes, *g.column(j), series.held_out, colour))
+            lines[name] = Line2D([], [], color=colour, ls=_dashes(series.held_out))
+    _scale(axes, drawn, panel)
+    axes.set_title(plain(shorten(panel, 60)))
+    if len(logged) == 1 and len(lines) > 1:
+        axes.legend(list(lines.values()), [plain(shorten(n, 40)) for n in lines])
+
+
+def _dashes(held_out: bool) -> str:
+    return "--" if held_out else "-"
+
+
+def _curve(axes: Axes, steps: np.ndarray, y: np.ndarray, held_out: bool, colour: str) -> np.ndarray:
+    """Draw one scalar; return the values its axis must hold."""
+    finite = np.isfinite(y)
+    at_top = axes.get_xaxis_transform()
+    lost = steps[~finite]
+    axes.plot(
+        lost, np.full(len(lost), 0.97), "x", color=colour, ms=4, transform=at_top, clip_on=False
+    )
+    y = np.where(finite, y, np.nan)
+    few = len(y) <= 3 or (held_out and len(y) <= 200)
+    if len(y) > SMOOTH_FROM and not held_out and _noisy(y):
+        axes.plot(steps, y, color=colour, alpha=0.28, lw=0.8)
+        y = running_median(y, max(5, len(y) // 40))
+    axes.plot(steps, y, color=colour, ls=_dashes(held_out), marker="o" if few else "", ms=3)
+    return y
+
+
+def running_median(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred; NaN only where the whole window is."""
+    return pd.Series(values).rolling(window, center=True, min_periods=1).median().to_numpy(float)
+
+
+def _noisy(values: np.ndarray) -> bool:
+    """Whether neighbours differ in both directions often, as they don't on a schedule."""
+    change = np.diff(values[np.isfinite(values)])
+    turns = np.sum(change[1:] * change[:-1] < 0)
+    return bool(len(change) > 2 and turns > 0.2 * len(change))
+
+
+def _scale(axes: Axes, drawn: Sequence[np.ndarray], panel: str) -> None:
+    values = np.concatenate([*drawn, [np.nan]])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    low, high = float(values.min()), float(values.max())
+    if "acc" in panel and low >= 0 and high <= 1:
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylabel("fraction")
+    elif low > 0 and high / low > 50:
+        _axes.log_axis(axes, "y", _axes.log_limits([values]))
+        axes.set_ylabel("as logged (log scale)")
+    else:
+        air = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - air, high + air)
+        axes.set_ylabel("as logged")
+        _axes.plain_ticks(axes)
+
+
+def _timeline(axes: Axes, bars: Sequence[Mark], runs: Sequence[Run], theme: Theme) -> None:
+    axes.set_title("findings")
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    names = ["" if len(runs) == 1 else f"{shorten(runs[m.run].name, 12)}  " for m in bars]
+    axes.set_yticks(
+        range(len(bars)), [plain(n + m.label) for n, m in zip(names, bars, strict=True)]
+    )
+    axes.tick_params(axis="y", length=0)
+    for i, m in enumerate(bars):
+        colour = _colour(m, runs, theme)
+        axes.plot([m.first_step, m.last_step], [i, i], color=colour, lw=5, solid_capstyle="butt")
+        axes.plot([m.first_step], [i], marker="o", color=colour, ms=5.5)
+        axes.get_yticklabels()[i].set_color(colour)
+        axes.get_yticklabels()[i].set_fontweight("bold")
+
+
+def _beginnings(axes: Axes, bars: Sequence[Mark], runs: Sequence[Run], theme: Theme) -> None:
+    """A hairline where a finding began; one that held from the start needs none."""
+    for m in bars:
+        if m.first_step > min(runs[m.run].steps, default=m.first_step):
+            axes.axvline(m.first_step, color=_colour(m, runs, theme), lw=0.8, ls=":", zorder=1)
+
+
+def _colour(m: Mark, runs: Sequence[Run], theme: Theme) -> str:
+    """Of severity; of the run where there are several, as everywhere in the figure."""
+    return theme.severity[m.severity] if len(runs) == 1 else theme.cycle[m.run % len(theme.cycle)]
+
+
+def _legend(fig: Figure, runs: Sequence[Run], theme: Theme) -> None:
+    handles = [
+        Line2D([], [], color=theme.cycle[i % len(theme.cycle)], lw=3) for i in range(len(runs))
+    ]
+    labels = [plain(shorten(r.name, 28)) for r in runs]
+    fig.legend(handles, labels, loc="outside upper left", ncols=min(4, len(runs)))
