@@ -299,7 +299,10 @@ class _Fork:
                 outside = edge == "(outside)"
                 told = (part != 0) | np.full(len(part), not outside)
                 yield self._column(edge, "grad_norm"), _told(part, told)
-                yield self._column(edge, "projection"), _told(along / size / size, told & (size != 0))
+                yield (
+                    self._column(edge, "projection"),
+                    _told(along / size / size, told & (size != 0)),
+                )
                 yield (
                     self._column(edge, "cosine"),
                     _told(along / size / part, told & (size != 0) & (part != 0)),
@@ -309,7 +312,7 @@ class _Fork:
         return Column(self.name, "fork", edge, metric)
 
 
-def _told(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+def _told(values: np.ndarray, where: Any) -> np.ndarray:
     return np.where(where, values.view(np.int64), absent(len(values)).view(np.int64)).view(
         np.float64
     )

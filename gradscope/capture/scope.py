@@ -331,8 +331,11 @@ class Scope:
             self._memory.blocks.extend(blocks)
             self._memory.meta = self._meta
         elif self._journal is not None:
-            changing = {k: self._meta[k] for k in ("timings", "unseen", "errors", "ended", "steps")
-                        if k in self._meta}
+            changing: dict[str, Any] = {
+                k: self._meta[k]
+                for k in ("timings", "unseen", "errors", "ended", "steps")
+                if k in self._meta
+            }
             self._journal.append(sites, columns, blocks, changing)
         self._flushed = time.perf_counter()
         self._spent += self._flushed - began

@@ -91,7 +91,11 @@ class ForkTap:
         for number, part in arrived:
             norm_slot, inner_slot = self._slots[number]
             part_size = norm(part)
-            hint = part_size * size if isinstance(size, float) else None
+            hint = (
+                part_size * size
+                if isinstance(size, float) and isinstance(part_size, float)
+                else None
+            )
             ledger.add(norm_slot, part_size)
             ledger.add(inner_slot, inner(part, g, hint))
 
@@ -141,13 +145,19 @@ class NodeTap:
 
     def _arriving(self, grad_outputs: Gradients) -> None:
         try:
-            with torch.no_grad():
-                for number, tap in self.outputs:
-                    g = grad_outputs[number]
-                    if g is not None:
-                        tap.measure(g)
+            if torch.is_grad_enabled():  # create_graph=True
+                with torch.no_grad():
+                    self._measure_outputs(grad_outputs)
+            else:
+                self._measure_outputs(grad_outputs)
         except Exception as error:
             self._failed(error)
+
+    def _measure_outputs(self, grad_outputs: Gradients) -> None:
+        for number, tap in self.outputs:
+            g = grad_outputs[number]
+            if g is not None:
+                tap.measure(g)
 
     def _leaving(self, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
         try:

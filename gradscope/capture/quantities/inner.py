@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.capture.quantities.norm import SAFE_HIGH, SAFE_LOW, Scalar
+from gradscope.capture.quantities.norm import SAFE_HIGH, SAFE_SQUARE, Scalar
 
 # Accelerators: float64 copies of this many elements at a time, so that memory stays flat.
 CHUNK = 1 << 22
@@ -26,7 +26,7 @@ def inner(a: Tensor, b: Tensor, scale: float | None = None) -> Scalar:
         return _chunked(x, y)
     if x.dtype is torch.float64 and y.dtype is torch.float64:
         return torch.dot(x, y).item()
-    safe = scale is not None and SAFE_LOW**2 < scale < SAFE_HIGH**2
+    safe = scale is not None and x.numel() * SAFE_SQUARE < scale < SAFE_HIGH**2
     if safe and x.dtype is torch.float32 and y.dtype is torch.float32:
         return torch.dot(x, y).item()
     return torch.dot(x.double(), y.double()).item()

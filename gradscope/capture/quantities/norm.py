@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-# Between these, no square in float32 that matters under- or overflows: the smallest normal
-# float32 is 1e-38, so squares below it add at most √(1e9 · 1e-38) ≈ 3e-15 to the norm of a
-# tensor of 1e9 elements, 0.3 % of 1e-12 squared away to 4e-6; the largest is 3e38.
-SAFE_LOW, SAFE_HIGH = 1e-12, 1e18
+# A float32 sum of squares is trusted down to 1e-32 an element and up to 1e36: a square that
+# underflows loses at most the smallest normal number, 1.2e-38, a millionth of that.
+SAFE_SQUARE, SAFE_HIGH = 1e-32, 1e18
+# Exact in binary, and lifts what float32 can hold (down to 1e-38) to where squares are safe.
+LIFT = 2.0**64
 
 Scalar = float | Tensor
 
@@ -28,21 +29,35 @@ def norm(g: Tensor) -> Scalar:
         return vector_norm(g, dtype=_wide(g))
     if g.dtype is torch.float32:
         value = vector_norm(g).item()
-        if SAFE_LOW < value < SAFE_HIGH:
-            return value
+        return value if _safe(value, g.numel()) else _slow(g, value)
     return vector_norm(g, dtype=_wide(g)).item()
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Scalar]:
     """`norm` of each, with one kernel launch for all where torch has one."""
-    if not all(t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors):
-        return [norm(t) for t in tensors]
     if not tensors:
         return []
+    if not all(
+        t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors
+    ):
+        return [norm(t) for t in tensors]
     fast = torch.stack(torch._foreach_norm(list(tensors))).tolist()
-    return [
-        v if SAFE_LOW < v < SAFE_HIGH else norm(t) for v, t in zip(fast, tensors, strict=True)
-    ]
+    return [v if _safe(v, t.numel()) else _slow(t, v) for v, t in zip(fast, tensors, strict=True)]
+
+
+def _safe(value: float, n: int) -> bool:
+    return value < SAFE_HIGH and value * value > n * SAFE_SQUARE
+
+
+def _slow(g: Tensor, value: float) -> float:
+    """‖g‖₂ where float32 squares under- or overflow."""
+    if value < 1:
+        lifted = vector_norm(g * LIFT).item()
+        if _safe(lifted, g.numel()):
+            return lifted / LIFT
+        if lifted == 0 and not g.any():  # common (dead units), and quicker told than summed
+            return 0.0
+    return vector_norm(g, dtype=torch.float64).item()
 
 
 def _wide(g: Tensor) -> torch.dtype:
