@@ -1,0 +1,92 @@
+"""Root causes before symptoms: which finding explains which.
+
+A symptom keeps its place in the list and its severity, and names its cause. A cause is as severe
+as the worst it brings about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gradscope.findings._finding import SEVERITIES, Finding
+from gradscope.findings._ladders import role_of
+
+# Symptom → what can explain it, likeliest first. The cause has to begin no later than the symptom,
+# and the rules in `_LOCAL` must also sit in the same repeated structure.
+_EXPLAINED_BY: dict[str, tuple[str, ...]] = {
+    "non-finite": ("exploding-gradient", "update-too-large"),
+    "exploding-gradient": ("update-too-large",),
+    "update-too-large": ("exploding-gradient",),
+    "peaked-softmax": ("update-too-large",),
+    "vanishing-gradient": ("update-too-large", "peaked-softmax", "diffuse-softmax"),
+    "starved-pathway": ("update-too-large", "peaked-softmax", "diffuse-softmax"),
+    "no-update": ("non-finite", "update-too-large", "vanishing-gradient"),
+}
+_LOCAL = {
+    ("vanishing-gradient", "peaked-softmax"),
+    ("vanishing-gradient", "diffuse-softmax"),
+    ("starved-pathway", "peaked-softmax"),
+    ("starved-pathway", "diffuse-softmax"),
+    ("no-update", "vanishing-gradient"),
+}
+
+
+def rank(findings: list[Finding]) -> list[Finding]:
+    """Findings with their causes, worst first; at equal severity a cause before its symptoms."""
+    causes = _causes(findings)
+    severity = [SEVERITIES.index(f.severity) for f in findings]
+    for i in range(len(findings)):
+        j = causes.get(i)
+        while j is not None:
+            severity[j] = max(severity[j], severity[i])
+            j = causes.get(j)
+
+    def place(i: int) -> tuple[int, int, int, str, str]:
+        distance, j = 0, causes.get(i)
+        while j is not None:
+            distance, j = distance + 1, causes.get(j)
+        return (-severity[i], distance, findings[i].first_step, findings[i].rule, findings[i].site)
+
+    return [
+        replace(
+            findings[i],
+            severity=SEVERITIES[severity[i]],
+            cause=findings[causes[i]].rule if i in causes else "",
+        )
+        for i in sorted(range(len(findings)), key=place)
+    ]
+
+
+def _causes(findings: list[Finding]) -> dict[int, int]:
+    """Index of a symptom → index of its cause, without circles."""
+    causes: dict[int, int] = {}
+    for i, symptom in enumerate(findings):
+        for rule in _EXPLAINED_BY.get(symptom.rule, ()):
+            fitting = [j for j, c in enumerate(findings) if c.rule == rule and _fits(symptom, c)]
+            if fitting:
+                causes[i] = min(fitting, key=lambda j: findings[j].first_step)
+                break
+    return causes
+
+
+def _fits(symptom: Finding, cause: Finding) -> bool:
+    if cause.first_step > symptom.first_step:
+        return False
+    pair = (symptom.rule, cause.rule)
+    # A gradient that explodes along depth makes large updates; one that bursts at some step is
+    # made by them.
+    if pair == ("update-too-large", "exploding-gradient"):
+        return cause.evidence.get("along") == "depth"
+    if pair == ("exploding-gradient", "update-too-large"):
+        return symptom.evidence.get("along") == "time"
+    if cause.rule == "update-too-large" and symptom.rule != "non-finite":
+        return cause.first_step < symptom.first_step
+    if pair == ("no-update", "non-finite"):
+        return symptom.evidence.get("share_of_parameters") == 1.0
+    return pair not in _LOCAL or bool(_structures(symptom) & _structures(cause))
+
+
+def _structures(finding: Finding) -> set[str]:
+    """The repeated structures a finding's sites lie in: "layers." of "layers.3.softmax"."""
+    roles = (role_of(site)[0] for site in (finding.site, *finding.view.sites))
+    return {role.split("*")[0] for role in roles if "*" in role}

@@ -1,0 +1,68 @@
+"""What the two rules about forks share: which forks and edges they judge, as matrices.
+
+Left out are forks of a parameter: its uses share one weight, their gradients cancel at every
+optimum, and an early time step of a recurrence may well contribute nothing. Left out, too, are
+forks with an edge into a reduction: in x / ‖x‖, x − mean(x), exp(x) / Σ exp(x) that edge exists to
+take back what the other one sends along the direction that is normalised away.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.findings._signals import Signals
+
+_REDUCTIONS = re.compile(
+    r"^(linalg_?|vector_?)*(norm|mean|sum|var|std|varmean|stdmean|amax|amin|max|min|pow|logsumexp"
+    r"|square|prod|cumsum)\d*$"
+)
+
+
+@dataclass(frozen=True)
+class Fork:
+    """One fork over the run.
+
+    Attributes:
+        site: the tensor that is consumed several times.
+        edges: E names, "<consumer module path>:<op>".
+        norms: float64 (S, E), ‖g_e‖.
+        total: float64 (S,), ‖Σ g_e‖.
+    """
+
+    site: str
+    edges: tuple[str, ...]
+    norms: np.ndarray
+    total: np.ndarray
+
+    @property
+    def scale(self) -> np.ndarray:
+        """√Σ‖g_e‖² (S,): the norm of the sum, if the terms had nothing to do with each other."""
+        scale = np.sqrt(np.nansum(self.norms**2, axis=1))
+        return np.where(np.isfinite(scale) & (scale > 0), scale, np.nan)
+
+
+def forks(signals: Signals) -> tuple[np.ndarray, list[Fork]]:
+    """Recorded steps of forks, and the forks that can be judged, in forward order."""
+    norms = signals.matrix("fork", "grad_norm", edges=True)
+    totals = signals.matrix("fork", "grad_norm").on(norms.steps)
+    columns: dict[str, list[int]] = {}
+    for j, (site, _) in enumerate(norms.keys):
+        columns.setdefault(site, []).append(j)
+    found = []
+    for site, at in columns.items():
+        edges = tuple(norms.keys[j][1] for j in at)
+        if len(edges) < 2 or ("parameter", site) in signals.run.sites:
+            continue
+        if any(_is_reduction(edge) for edge in edges):
+            continue
+        total = totals.column(site) if site in totals else np.full(len(norms.steps), np.nan)
+        found.append(Fork(site, edges, norms.values[:, at], total))
+    return norms.steps, found
+
+
+def _is_reduction(edge: str) -> bool:
+    op = edge.rpartition(":")[2].partition("#")[0].lower()
+    return bool(_REDUCTIONS.match(op.removesuffix("backward").strip("_")))

@@ -1,0 +1,92 @@
+"""cancelling-fork: the paths out of a tensor send back gradients that undo each other.
+
+Definition. At a fork with edges e, agreement = ‖Σ g_e‖ / √Σ‖g_e‖². Terms that have nothing to do
+with each other give 1, equal ones √E, opposed ones 0, whatever the number of edges: unlike
+cancellation = 1 − ‖Σ g_e‖ / Σ‖g_e‖, which is 0.9 for a hundred independent terms. The rule fires
+where agreement stays under `AGREEMENT` for nearly the whole run, its start included.
+
+Source: cancellation (design page, section 4) against its value for independent terms; conflict
+of gradients as a fault: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020.
+
+Severity. Warning: what lies before the fork learns from what two larger forces leave over. Info
+where fewer than three steps were recorded.
+
+Silent where it begins later in the run (at an optimum the terms must cancel), about parameters,
+and about forks that normalise (see `_forks`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.findings._finding import Finding, View
+from gradscope.findings._forks import Fork, forks
+from gradscope.findings._groups import by_role, listed
+from gradscope.findings._persistence import Spell, longest_spell
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Signals, quiet_median
+
+AGREEMENT = 0.1  # a hundredth of the terms' energy is left; healthy forks are above 0.3
+HELD = 0.8  # share of the recorded steps
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    steps, judged = forks(signals)
+    if not judged:
+        return Skipped("no fork of an activation but for normalisation")
+    cancelling: dict[str, tuple[Fork, Spell]] = {}
+    for fork in judged:
+        agreement = fork.total / fork.scale
+        known = np.isfinite(agreement)
+        spell = longest_spell(steps, np.where(known, agreement, 1.0) < AGREEMENT, known)
+        if spell is not None and spell.share >= HELD and spell.from_start and spell.ongoing:
+            cancelling[fork.site] = (fork, spell)
+    return [
+        _finding(signals, [cancelling[site] for site in sites])
+        for sites in by_role(cancelling).values()
+    ]
+
+
+def _finding(signals: Signals, group: list[tuple[Fork, Spell]]) -> Finding:
+    fork, spell = group[0]
+    inside = spell.inside
+    projections = signals.matrix("fork", "projection", edges=True)
+    steps = signals.matrix("fork", "grad_norm", edges=True).steps[inside]
+    shares = quiet_median((fork.norms / fork.scale[:, None])[inside], axis=0)
+    strongest = np.argsort(-shares)[:2]
+    pair = [fork.edges[e] for e in strongest]
+    sites = [f.site for f, _ in group]
+    along = quiet_median(
+        projections.on(steps).columns([(fork.site, e) for e in fork.edges]), axis=0
+    )
+    return Finding(
+        rule="cancelling-fork",
+        severity="warning" if spell.persistent else "info",
+        site=fork.site,
+        first_step=min(s.first for _, s in group),
+        last_step=max(s.last for _, s in group),
+        evidence={
+            "agreement": float(np.median((fork.total / fork.scale)[inside])),
+            "cancellation": float(
+                np.median(1 - (fork.total / np.nansum(fork.norms, axis=1))[inside])
+            ),
+            "edges": len(fork.edges),
+            "projection": dict(zip(fork.edges, along, strict=True)),
+            "share_of_steps": spell.share,
+            "recorded_steps": spell.known,
+            "forks": len(group),
+        },
+        message=(
+            f"At {listed(sites)} the gradients through {pair[0]} and {pair[1]} undo each other: "
+            f"what is left is {float(np.median((fork.total / fork.scale)[inside])):.2g} of what "
+            "independent terms would leave."
+        ),
+        remedy=(
+            "Weigh the two paths or losses against each other, project one gradient off the other "
+            "(gradient surgery), give each path its own layers before the fork, or detach one."
+        ),
+        view=View("fork", "grad_norm", (fork.site,), edges=tuple(pair)),
+    )
+
+
+RULE = Rule("cancelling-fork", (("fork", "grad_norm"),), find)

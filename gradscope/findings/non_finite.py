@@ -1,0 +1,152 @@
+"""non-finite: NaN or infinity in the gradient or the loss.
+
+Definition. A recorded step is bad where a module's or parameter's gradient has a NaN or infinite
+element (metric nonfinite) or norm. The finding points at the first bad step and there at the
+site nearest the loss: backward runs from the loss to the input and carries NaN along, so what is
+nearest the loss is where it arose, and the rest is fall-out. Where the loss itself is not finite
+at that step, it arose in the forward pass.
+
+Source: definition; the order of search is that of torch.autograd.detect_anomaly, over a run.
+
+Severity. Critical if the last recorded step is bad or the logged loss ends non-finite. If the run
+recovered: info for under `RARE` of the recorded steps (a gradient scaler finds its scale by
+overflowing, and skips the update), warning for more. Of one recorded step alone: warning, unless
+the loss is not finite either.
+
+Silent about single logged losses that are NaN while gradients stay finite.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._groups import named
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Matrix, Signals
+from gradscope.run import Site
+
+RARE = 0.1  # a gradient scaler overflows a few times at first, then once in 2,000 steps
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    bad = {kind: _bad(signals, kind) for kind in ("module", "parameter")}
+    steps = np.unique(np.concatenate([matrix.steps for matrix in bad.values()]))
+    loss_lost = _loss_lost_at(signals)
+    if not len(steps) and signals.loss is None:
+        return Skipped("no gradient norms and no loss")
+    at_step = np.zeros(len(steps), dtype=bool)
+    for matrix in bad.values():
+        at_step |= matrix.on(steps).present.any(axis=1)
+    bad_steps = steps[at_step]
+    candidates = [*bad_steps[:1].tolist(), *([] if loss_lost is None else [loss_lost])]
+    if not candidates:
+        return []
+    first = min(candidates)
+    ongoing = loss_lost is not None or bool(at_step[-1])
+    in_forward = _loss_is_lost(signals, first)
+    kind, site = _origin(signals, bad, int(bad_steps[0])) if len(bad_steps) else ("scalar", "loss")
+    return [
+        Finding(
+            rule="non-finite",
+            severity=_severity(ongoing, in_forward, len(steps), len(bad_steps)),
+            site=site,
+            first_step=first,
+            last_step=max(first, int(bad_steps[-1]) if len(bad_steps) else first),
+            evidence={
+                "bad_steps": len(bad_steps),
+                "recorded_steps": len(steps),
+                "bad_modules": int(bad["module"].present.any(axis=0).sum()),
+                "bad_parameters": int(bad["parameter"].present.any(axis=0).sum()),
+                "in_forward": in_forward,
+                "ongoing": ongoing,
+            },
+            message=_message(site, first, in_forward, ongoing, len(bad_steps)),
+            remedy=_remedy(in_forward, ongoing),
+            view=View(kind, "value" if kind == "scalar" else "grad_norm", (site,)),
+        )
+    ]
+
+
+def _bad(signals: Signals, kind: str) -> Matrix:
+    """`present` says which gradients are not finite, on every step that has a gradient."""
+    norms, counts = (signals.matrix(kind, m) for m in ("grad_norm", "nonfinite"))
+    steps = np.union1d(norms.steps, counts.steps)
+    keys = list(dict.fromkeys([*norms.keys, *counts.keys]))
+    place = {key: j for j, key in enumerate(keys)}
+    bad = np.zeros((len(steps), len(keys)), dtype=bool)
+    for matrix, wrong in (
+        (norms, norms.present & ~np.isfinite(norms.values)),
+        (counts, counts.present & ~(counts.values == 0)),
+    ):
+        if matrix.keys:
+            at = np.searchsorted(steps, matrix.steps)
+            where = np.array([place[k] for k in matrix.keys])
+            bad[np.ix_(at, where)] |= wrong
+    return Matrix(steps, keys, np.where(bad, np.nan, 0.0), bad)
+
+
+def _origin(signals: Signals, bad: dict[str, Matrix], step: int) -> tuple[str, str]:
+    """Kind and name of the bad site nearest the loss at a step; a module, if there is one."""
+    for kind, matrix in bad.items():
+        at = np.flatnonzero(matrix.steps == step)
+        names = [matrix.sites[j] for j in np.flatnonzero(matrix.present[at].any(axis=0))]
+        if names:
+            sites = [signals.site(kind, name) for name in names]
+            nearest = min(sites, key=_nearness)
+            return kind, nearest.name
+    raise AssertionError("a bad step has a bad site")
+
+
+def _nearness(site: Site) -> tuple[float, int, str]:
+    return (site.depth if site.depth >= 0 else np.inf, -site.order, site.name)
+
+
+def _loss_lost_at(signals: Signals) -> int | None:
+    """Step from which on the logged loss is never finite again; None if it ends finite."""
+    if signals.loss is None:
+        return None
+    finite = np.flatnonzero(np.isfinite(signals.loss.values[:, 0]))
+    after = int(finite[-1]) + 1 if len(finite) else 0
+    return int(signals.loss.steps[after]) if after < len(signals.loss.steps) else None
+
+
+def _loss_is_lost(signals: Signals, step: int) -> bool:
+    if signals.loss is None:
+        return False
+    at = signals.loss.steps == step
+    return bool(at.any() and not np.isfinite(signals.loss.values[at, 0]).all())
+
+
+def _severity(ongoing: bool, in_forward: bool, recorded: int, bad: int) -> Severity:
+    if ongoing and (recorded > 1 or in_forward):
+        return "critical"
+    return "info" if not ongoing and bad < RARE * recorded else "warning"
+
+
+def _message(site: str, first: int, in_forward: bool, ongoing: bool, bad: int) -> str:
+    where = "the forward pass" if in_forward else "the backward pass"
+    nearest = "" if site == "loss" else f"; nearest the loss it is seen at {named(site)}"
+    end = "has not recovered" if ongoing else f"recovered ({bad} recorded steps were bad)"
+    return f"NaN or infinity arose in {where} at step {first}{nearest}; the run {end}."
+
+
+def _remedy(in_forward: bool, ongoing: bool) -> str:
+    if not ongoing:
+        return (
+            "With a gradient scaler this is how it finds its scale; without one, find the batch "
+            "of that step, and clip the gradient's norm."
+        )
+    if in_forward:
+        return (
+            "Rerun that step with finite inputs asserted: a log or a division of 0, exp overflow, "
+            "a fully masked softmax row, or weights that the update before made too large (lower "
+            "the learning rate, clip the gradient's norm)."
+        )
+    return (
+        "Run that step under torch.autograd.detect_anomaly(): the derivative of sqrt, norm or a "
+        "division at 0 is infinite (add an ε inside), and where() passes on 0 · inf as NaN."
+    )
+
+
+RULE = Rule("non-finite", (), find)

@@ -1,0 +1,145 @@
+"""peaked-softmax: a softmax is so certain that hardly any gradient passes through it.
+
+Definition. A recorded step counts where, over the rows of the softmax, normalised entropy is
+under `ENTROPY`, mean max_prob above `MAX_PROB`, and what was measured of gain and jacobian_norm
+under `PASSES`. The Jacobian diag(p) − ppᵀ goes to 0 as p becomes one-hot, so the logits, and
+what computes them, stop learning. A softmax over one element is the extreme: constant 1.
+
+Source: the Jacobian (design page, section 4); Zhai et al., "Stabilizing Transformer Training by
+Preventing Attention Entropy Collapse", ICML 2023 (collapse goes with instability).
+
+Severity. Attention that has learned where to look is peaked, too, and is no fault. What matters
+is when: peaked from the start, before anything can have been learned, is a warning (critical if
+the gain is under `NOTHING`); a collapse later on is a warning if the loss has not fallen, and
+info without a loss to tell. Fewer than three recorded steps: info.
+
+Silent about a softmax that became peaked while the loss fell.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._groups import by_role, listed
+from gradscope.findings._persistence import Spell, longest_spell
+from gradscope.findings._rule import Rule
+from gradscope.findings._signals import Matrix, Signals, quiet_median
+from gradscope.findings._training import level, progress
+
+ENTROPY = 0.05  # healthy attention at init is above 0.6, causal masks included
+MAX_PROB = 0.95  # the mean: one certain head among several does not reach it
+PASSES = 0.1  # gain and Jacobian; uniform rows of 16 have 0.06 and 0.24
+NOTHING = 1e-4  # gain at which the logits learn 10⁴ times more slowly than what they weigh
+HELD = 0.2  # share of the recorded steps
+MOST = 0.5  # share of them for one that is over
+BEFORE = 5  # recorded steps before a collapse, whose loss is compared with the end's
+WORSE = 1.1  # factor between the two that noise does not make
+
+
+def find(signals: Signals) -> list[Finding]:
+    entropy = signals.matrix("softmax", "entropy")
+    peaked, known = _peaked(signals, entropy)
+    spells: dict[str, Spell] = {}
+    for j, site in enumerate(entropy.sites):
+        spell = longest_spell(entropy.steps, peaked[:, j], known[:, j])
+        if spell is not None and spell.share >= (HELD if spell.ongoing else MOST):
+            spells[site] = spell
+    found = []
+    # Collapsed and born peaked are different causes, also within one role.
+    for early in (True, False):
+        of_kind = [s for s in spells if spells[s].at_once == early]
+        for sites in by_role(of_kind).values():
+            finding = _finding(signals, entropy, sites, spells)
+            found += [] if finding is None else [finding]
+    return found
+
+
+def _peaked(signals: Signals, entropy: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """bool (S, C): peaked, and whether that is known."""
+    steps, keys = entropy.steps, entropy.keys
+    one = np.array([signals.site("softmax", s).shape[-1:] == (1,) for s in entropy.sites], bool)
+    certain = signals.matrix("softmax", "max_prob").on(steps).columns(keys)
+    with np.errstate(invalid="ignore"):
+        peaked = (entropy.values < ENTROPY) | one
+        peaked &= ~(certain < MAX_PROB)
+        for metric in ("gain", "jacobian_norm"):
+            peaked &= ~(signals.matrix("softmax", metric).on(steps).columns(keys) > PASSES)
+    return peaked, np.isfinite(entropy.values) | (one & np.isfinite(certain))
+
+
+def _finding(
+    signals: Signals, entropy: Matrix, sites: list[str], spells: dict[str, Spell]
+) -> Finding | None:
+    inside = np.any([spells[s].inside for s in sites], axis=0)
+    steps, keys = entropy.steps[inside], [(s, "") for s in sites]
+    middle = {
+        m: float(quiet_median(signals.matrix("softmax", m).on(steps).columns(keys)))
+        for m in ("entropy", "max_prob", "jacobian_norm", "gain")
+    }
+    n = signals.site("softmax", sites[0]).shape[-1:]
+    early = spells[sites[0]].at_once
+    first = min(spells[s].first for s in sites)
+    severity = _severity(signals, [spells[s] for s in sites], middle["gain"])
+    if severity is None:
+        return None
+    over_one = n == (1,)
+    if over_one:
+        what = f"The softmax at {listed(sites)} runs over one element: it is constant 1"
+    else:
+        since = "from the start" if early else f"since step {first}"
+        what = (
+            f"The softmax at {listed(sites)} is nearly one-hot {since} (entropy "
+            f"{middle['entropy']:.2g} of 1)"
+        )
+    passed = f"{middle['gain']:.2g} of" if np.isfinite(middle["gain"]) else "little of"
+    return Finding(
+        rule="peaked-softmax",
+        severity=severity,
+        site=sites[0],
+        first_step=first,
+        last_step=max(spells[s].last for s in sites),
+        evidence={
+            **middle,
+            "n": n[0] if n else None,
+            "sites": len(sites),
+            "from_start": early,
+            "share_of_steps": float(np.median([spells[s].share for s in sites])),
+            "recorded_steps": spells[sites[0]].known,
+        },
+        message=f"{what} and passes on {passed} the gradient, so its logits hardly learn.",
+        remedy=_remedy(over_one, early),
+        view=View("softmax", "entropy", tuple(sites), thresholds={"peaked": ENTROPY}),
+    )
+
+
+def _severity(signals: Signals, spells: list[Spell], gain: float) -> Severity | None:
+    """None: it learned where to look."""
+    if not any(s.persistent for s in spells):
+        return "info"
+    if spells[0].at_once:
+        return "critical" if gain < NOTHING else "warning"
+    went = progress(signals)
+    if went is None:
+        return "info"
+    first = min(s.first for s in spells)
+    steps = signals.steps
+    before = level(signals, int(steps[max(0, int(np.searchsorted(steps, first)) - BEFORE)]), first)
+    return None if went.learned and not went.end > WORSE * before else "warning"
+
+
+def _remedy(over_one: bool, early: bool) -> str:
+    if over_one:
+        return "Check the softmax's dim argument against the shape of the logits."
+    if early:
+        return (
+            "Scale the logits down: divide by √d, initialise query and key weights smaller, raise "
+            "the temperature, or normalise queries and keys."
+        )
+    return (
+        "Lower the learning rate or lengthen its warm-up, normalise queries and keys (QK-norm), "
+        "or penalise low entropy."
+    )
+
+
+RULE = Rule("peaked-softmax", (("softmax", "entropy"),), find)

@@ -1,0 +1,117 @@
+"""starved-pathway: a path out of a tensor carries a negligible part of its gradient.
+
+Definition. At a fork with edges e, share_e = ‖g_e‖ / √Σ‖g_e‖². An edge is starved where its
+share stays under `SHARE` for most of the run and still is at its end. All edges carry gradients of
+the same tensor, so shares compare without any regard to size.
+
+Source: contributions at forks (design page, section 4).
+
+Severity. Warning: what lies behind the edge does not take part in shaping this tensor. Info where
+the share is rising (a branch that starts near 0, such as LayerScale or a zero-initialised
+residual), where the consumer lies in no module (an auxiliary term of the loss, small on purpose),
+and where fewer than three steps were recorded.
+
+Silent about parameters and forks that normalise (see `_forks`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._forks import Fork, forks
+from gradscope.findings._groups import listed
+from gradscope.findings._ladders import role_of
+from gradscope.findings._persistence import Spell, longest_spell
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Signals, quiet_median
+
+SHARE = 1e-3  # queries and keys at a transformer's init have 1e-2 to 1e-3 of the values' share
+HELD = 0.8  # share of the recorded steps
+RISING = 10.0  # factor between the share at the end and at the start of the spell
+
+
+@dataclass(frozen=True)
+class Starved:
+    fork: Fork
+    edge: str
+    spell: Spell
+    share: np.ndarray  # (S,)
+
+    @property
+    def rising(self) -> bool:
+        held = self.share[self.spell.inside]
+        tenth = max(1, len(held) // 10)
+        start, end = np.median(held[:tenth]), np.median(held[-tenth:])
+        return bool(len(held) > 1 and end > RISING * start)
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    steps, judged = forks(signals)
+    if not judged:
+        return Skipped("no fork of an activation but for normalisation")
+    groups: dict[tuple[str, str], list[Starved]] = {}
+    for fork in judged:
+        shares = fork.norms / fork.scale[:, None]
+        for e, edge in enumerate(fork.edges):
+            known = np.isfinite(shares[:, e])
+            spell = longest_spell(steps, np.where(known, shares[:, e], 1.0) < SHARE, known)
+            if spell is not None and spell.share >= HELD and spell.ongoing:
+                role = (role_of(fork.site)[0], role_of(edge.partition("#")[0])[0])
+                groups.setdefault(role, []).append(Starved(fork, edge, spell, shares[:, e]))
+    return [_finding(group) for group in groups.values()]
+
+
+def _finding(group: list[Starved]) -> Finding:
+    first = group[0]
+    share = float(quiet_median(np.concatenate([s.share[s.spell.inside] for s in group])))
+    largest = int(np.argmax(quiet_median(first.fork.norms[first.spell.inside], axis=0)))
+    sites = list(dict.fromkeys(s.fork.site for s in group))
+    rising = all(s.rising for s in group)
+    return Finding(
+        rule="starved-pathway",
+        severity=_severity(group, rising),
+        site=first.fork.site,
+        first_step=min(s.spell.first for s in group),
+        last_step=max(s.spell.last for s in group),
+        evidence={
+            "share": share,
+            "edge": first.edge,
+            "largest_edge": first.fork.edges[largest],
+            "edges": len(first.fork.edges),
+            "forks": len(sites),
+            "rising": rising,
+            "share_of_steps": first.spell.share,
+            "recorded_steps": first.spell.known,
+        },
+        message=(
+            f"Of the gradient that reaches {listed(sites)}, {share:.1e} comes through "
+            f"{first.edge}; nearly all of it comes through {first.fork.edges[largest]}."
+        ),
+        remedy=(
+            "If the path is meant to matter, make it pass more: look for a softmax, a saturated "
+            "activation or a small gate on it, scale its output up, or normalise it before it "
+            "joins the other path; if not, remove it."
+        ),
+        view=View(
+            "fork",
+            "grad_norm",
+            (first.fork.site,),
+            edges=tuple(s.edge for s in group if s.fork is first.fork),
+            thresholds={"starved share": SHARE},
+            relative_to=first.fork.site,
+        ),
+    )
+
+
+def _severity(group: list[Starved], rising: bool) -> Severity:
+    outside = all(re.match(r"(\((loss|output)\))?:", s.edge) for s in group)
+    if rising or outside or not any(s.spell.persistent for s in group):
+        return "info"
+    return "warning"
+
+
+RULE = Rule("starved-pathway", (("fork", "grad_norm"),), find)

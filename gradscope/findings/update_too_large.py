@@ -1,0 +1,133 @@
+"""update-too-large: one optimizer step rewrites the weights instead of adjusting them.
+
+Definition. update_ratio ‖Δw‖/‖w‖, at each recorded step the median over the model's weight
+matrices (vectors and weights that start at 0 left out: theirs is large by nature). It is too large
+where it reaches `REWRITES` at any step; where it is at least `LARGE` for `HELD` of the measured
+steps; or where it started at `FAST` or more and the loss got nowhere.
+
+Source: the rule of thumb of 10⁻³ for update to weight (Bengio, "Practical recommendations for
+gradient-based training of deep architectures", 2012); SageMaker Debugger's UpdateTooLarge, at 10,
+comes after the fact.
+
+Severity. Critical if the run ends non-finite, or no better than it began although it rewrote its
+weights; warning if the loss got nowhere otherwise, or none was logged; info if it fell all the
+same.
+
+Silent about single large steps under `REWRITES`, such as Adam's first, while the loss falls.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Matrix, Signals, quiet_median
+from gradscope.findings._training import progress
+
+REWRITES = 0.5  # half of the norm in one step; healthy runs peak at 0.15
+LARGE = 0.1
+HELD = 0.2  # share of the measured steps
+FAST = 0.03  # healthy runs start at 0.002 to 0.06: alone it says nothing
+EARLY = 0.1  # share of the measured steps that counts as the start
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    ratios = _weights(signals)
+    if not ratios.keys:
+        return Skipped("no update ratio of a weight matrix")
+    course = quiet_median(np.where(np.isfinite(ratios.values), ratios.values, np.nan), axis=1)
+    known = np.flatnonzero(np.isfinite(course))
+    if not len(known):
+        return Skipped("no finite update ratio of a weight matrix")
+    early = known[: max(1, round(EARLY * len(known)))]
+    went = progress(signals)
+    stuck = went is not None and went.stuck
+    rewrites, large = course[known] >= REWRITES, course[known] >= LARGE
+    if rewrites.any():
+        at, threshold = known[rewrites], REWRITES
+    elif large.mean() >= HELD:
+        at, threshold = known[large], LARGE
+    elif stuck and quiet_median(course[early]) >= FAST:
+        at, threshold = known[course[known] >= FAST], FAST
+    else:
+        return []
+    severity: Severity = "warning"
+    if went is not None and (went.diverged or (went.stuck and threshold == REWRITES)):
+        severity = "critical"
+    elif went is not None and went.learned:
+        severity = "info"
+    peak = int(known[np.argmax(course[known])])
+    worst = ratios.sites[int(np.nanargmax(ratios.values[peak]))]
+    end = "" if went is None else _aftermath(went.start, went.end)
+    return [
+        Finding(
+            rule="update-too-large",
+            severity=severity,
+            site=worst,
+            first_step=int(ratios.steps[at[0]]),
+            last_step=int(ratios.steps[at[-1]]),
+            evidence={
+                "update_ratio_peak": course[peak],
+                "update_ratio_start": quiet_median(course[early]),
+                "update_ratio_median": quiet_median(course),
+                "peak_step": int(ratios.steps[peak]),
+                "share_of_steps": len(at) / len(known),
+                "steps_measured": len(known),
+                "weights": len(ratios.keys),
+                "loss_start": None if went is None else went.start,
+                "loss_end": None if went is None else went.end,
+            },
+            message=(
+                f"One optimizer step changes the weights by {course[peak]:.2g} of their norm "
+                f"(median over {len(ratios.keys)} weights, at step {ratios.steps[peak]}; most at "
+                f"{worst}){end}."
+            ),
+            remedy=(
+                "Lower the learning rate about "
+                f"{_round(course[peak] / 1e-2):g} times, or warm it up from 0; usual is an update "
+                "of 1e-3 to 1e-2 of the weight."
+            ),
+            view=View(
+                "parameter",
+                "update_ratio",
+                tuple(ratios.sites),
+                thresholds={"too large": threshold, "usual": 1e-3},
+            ),
+        )
+    ]
+
+
+def _weights(signals: Signals) -> Matrix:
+    """Update ratios of the weight matrices that do not start at 0."""
+    ratios, norms = (
+        signals.matrix("parameter", "update_ratio"),
+        signals.matrix("parameter", "weight_norm"),
+    )
+    keep = []
+    for j, name in enumerate(ratios.sites):
+        shape = signals.site("parameter", name).shape
+        measured = norms.column(name) if name in norms else np.array([1.0])
+        measured = measured[np.isfinite(measured)]
+        if len(shape) != 1 and len(measured) and measured[0] > 0:
+            keep.append(j)
+    return Matrix(
+        ratios.steps,
+        [ratios.keys[j] for j in keep],
+        ratios.values[:, keep],
+        ratios.present[:, keep],
+    )
+
+
+def _aftermath(start: float, end: float) -> str:
+    if not np.isfinite(end):
+        return "; the loss ended non-finite"
+    return f"; the loss went from {start:.3g} to {end:.3g}"
+
+
+def _round(factor: float) -> float:
+    """To one significant digit."""
+    return float(f"{max(factor, 2.0):.0e}")
+
+
+RULE = Rule("update-too-large", (("parameter", "update_ratio"),), find)

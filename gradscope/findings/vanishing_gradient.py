@@ -1,0 +1,198 @@
+"""vanishing-gradient: the gradient decays along depth and little of it reaches the early layers.
+
+Definition. Along a ladder (sites of one role in consecutive places of a repeated structure, see
+`_ladders`), decades = log₁₀(gradient at the last rung / gradient at the first), by the more
+cautious of norm and RMS, of ends and fitted line (see `_decay`). It vanishes where the median
+over the structure's roles is at least `DECADES` for a good part of the recorded steps. Everything
+is relative to the same step's gradient near the loss: the gradient of a converged run is small
+everywhere, and that is no finding.
+
+Source: Bengio, Simard & Frasconi, "Learning long-term dependencies with gradient descent is
+difficult", IEEE Trans. Neural Networks 5(2), 1994 (gradients decay geometrically along depth);
+the limit of 10⁻³ between first and last layer is AutoTrainer's (Zhang et al., ICSE 2021).
+
+Severity. Critical where the optimizer passes the decay on, so that the early layers hardly move
+(update ratio under `STARVED` of the last layers'), or where nothing at all arrives. Warning
+otherwise. An optimizer that divides by the gradient's own size (Adam, RMSprop, LARS) can hide it:
+if update ratios are alike and the loss falls well, info. Info as well for what was over within
+half of the run, and for one module called again and again (time steps of a recurrent cell: its
+parameters learn from the late calls) while the loss falls.
+
+Silent with fewer than three comparable sites, on steps where no gradient arrives anywhere, and
+where depth changes only a shape.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.findings._decay import Decay, decays, outermost, steepest, update_ratio_ends
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._groups import named
+from gradscope.findings._ladders import Ladder
+from gradscope.findings._persistence import ENOUGH, Spell, longest_spell
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Signals, quiet_median
+from gradscope.findings._training import Progress, progress
+
+DECADES = 3.0  # healthy nets stay within 1; plain ones at torch's default init lose 0.4 a layer
+CHAIN_DECADES = 4.0  # sites of different roles differ by up to a decade without any depth
+HOPELESS = 6.0  # below 10⁻⁶ the early layers' gradient drowns in float32 noise of the late ones
+HELD = 0.2  # share of the run that makes a spell at its end matter
+MOST = 0.5  # share of the run that matters though it is over
+BRIEF = 0.1  # share of the run below which a start that passes is not worth a word
+STARVED = 1e-2  # early layers that move 100 times less than late ones do not take part
+ALIKE = 0.1  # early layers that move at least a tenth as much do
+NOTHING = 30.0  # decades that only a gradient of exactly 0 can show
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    structures = decays(signals)
+    if not structures:
+        return Skipped("no three comparable modules behind one another")
+    found = []
+    for decay in structures:
+        limit = DECADES if decay.block else CHAIN_DECADES
+        known = np.isfinite(decay.decades)
+        holds = np.where(known, decay.decades, 0.0) >= limit
+        spell = longest_spell(decay.steps, holds, known)
+        if spell is not None and spell.share >= BRIEF:
+            found.append((decay, spell))
+    return [_finding(signals, decay, spell) for decay, spell in outermost(found)]
+
+
+def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
+    steps = decay.steps[spell.inside]
+    decades = float(np.median(decay.decades[spell.inside]))
+    ladder = decay.typical(spell.inside)
+    before, behind, drop = steepest(signals, ladder, steps, 1)
+    ends = update_ratio_ends(signals, decay, steps)
+    went = progress(signals)
+    gain = _softmax_gain(signals, decay, steps)
+    nothing = decades >= NOTHING
+    evidence = {
+        "ratio_first_to_last": 0.0 if nothing else 10**-decades,
+        "decades": None if nothing else decades,
+        "decades_per_layer": None if nothing else decades / (len(ladder.sites) - 1),
+        "layers": len(ladder.sites),
+        "role": ladder.role,
+        "largest_drop_from": before,
+        "largest_drop_to": behind,
+        "largest_drop_decades": None if drop >= NOTHING else drop,
+        "share_of_steps": spell.share,
+        "recorded_steps": spell.known,
+        "ongoing": spell.ongoing,
+        "update_ratio_first": None if ends is None else ends[0],
+        "update_ratio_last": None if ends is None else ends[1],
+        "hidden_by_optimizer": _hidden(ends),
+        "softmax_gain": gain,
+        "loss_fall": None if went is None else went.fall,
+    }
+    return Finding(
+        rule="vanishing-gradient",
+        severity=_severity(decay, spell, decades, ends, went),
+        site=ladder.sites[0],
+        first_step=spell.first,
+        last_step=spell.last,
+        evidence=evidence,
+        message=_message(ladder, spell, decades, evidence),
+        remedy=_remedy(signals, ladder, gain, nothing),
+        view=View(
+            "module",
+            "grad_rms",
+            ladder.sites,
+            thresholds={f"10^-{DECADES:g} of the last layer": 10**-DECADES},
+            relative_to=ladder.sites[-1],
+        ),
+    )
+
+
+def _severity(
+    decay: Decay,
+    spell: Spell,
+    decades: float,
+    ends: tuple[float, float] | None,
+    went: Progress | None,
+) -> Severity:
+    learned = went is not None and went.learned
+    if not spell.persistent:
+        return "warning" if decades >= HOPELESS and spell.ongoing else "info"
+    if spell.share < (HELD if spell.ongoing else MOST):
+        return "info"
+    if decay.shared:
+        return "info" if learned or went is None else "warning"
+    if spell.ongoing and decades >= NOTHING:
+        return "critical"
+    if ends is not None:
+        if spell.ongoing and ends[0] < STARVED * ends[1]:
+            return "critical"
+        return "info" if _hidden(ends) and learned else "warning"
+    return "critical" if decades >= HOPELESS and spell.ongoing and not learned else "warning"
+
+
+def _hidden(ends: tuple[float, float] | None) -> bool | None:
+    return None if ends is None else bool(ends[0] >= ALIKE * ends[1] and ends[0] > 0)
+
+
+def _softmax_gain(signals: Signals, decay: Decay, steps: np.ndarray) -> float | None:
+    """Median gain of the softmaxes inside the structure."""
+    if not signals.has("softmax", "gain") or not decay.block:
+        return None
+    gains = signals.matrix("softmax", "gain").on(steps)
+    prefix = decay.block.split("*")[0]
+    inside = [j for j, site in enumerate(gains.sites) if site.startswith(prefix)]
+    value = float(quiet_median(gains.values[:, inside])) if inside else np.nan
+    return value if np.isfinite(value) else None
+
+
+def _message(ladder: Ladder, spell: Spell, decades: float, evidence: dict) -> str:
+    first, last = named(ladder.sites[0]), named(ladder.sites[-1])
+    gap = f"between {named(evidence['largest_drop_from'])} and {named(evidence['largest_drop_to'])}"
+    if decades >= NOTHING:
+        text = f"No gradient at all reaches {first}: it ends {gap}"
+    else:
+        text = (
+            f"The gradient at {first} is {10**-decades:.1e} of the gradient at {last}: it loses "
+            f"{decades / (len(ladder.sites) - 1):.2f} decades a layer, most {gap}"
+        )
+    if evidence["softmax_gain"] is not None:
+        text += f"; each softmax on the way passes on {evidence['softmax_gain']:.2g} of it"
+    if evidence["hidden_by_optimizer"]:
+        text += "; the optimizer hides it, for the early layers' update ratio is normal"
+    if spell.known < ENOUGH:
+        steps = "step" if spell.known == 1 else "steps"
+        text += f" (only {spell.known} recorded {steps}: record more to see whether it lasts)"
+    elif not spell.ongoing:
+        text += f"; this was over after step {spell.last}"
+    return text + "."
+
+
+def _remedy(signals: Signals, ladder: Ladder, gain: float | None, nothing: bool) -> str:
+    between = {site.type for site in signals.run.sites_of("module")}
+    if nothing:
+        return (
+            "Look at what lies between those two sites: dead ReLUs (lower the learning rate, use "
+            "LeakyReLU or GELU), a saturated activation, a detach() or a multiplication by 0."
+        )
+    if gain is not None or "Softmax" in between:
+        return (
+            "Open a path around the softmax: add the query to the content (u + z), or concatenate "
+            "each layer's latent state into the next; supervise early layers with their own loss."
+        )
+    if ladder.shared:
+        return (
+            "Use a gated cell (LSTM, GRU), give the loss a term at intermediate time steps, or "
+            "start the recurrent weight as an orthogonal matrix."
+        )
+    if between & {"Sigmoid", "Tanh", "Hardsigmoid", "Softsign"}:
+        return (
+            "Replace the saturating activations by ReLU or GELU with He initialisation, or add "
+            "normalisation or residual connections between the layers."
+        )
+    return (
+        "Initialise the weights for the activation (He: std √(2 / fan_in) for ReLU), or add "
+        "normalisation or residual connections between the layers."
+    )
+
+
+RULE = Rule("vanishing-gradient", (("module", "grad_norm"),), find)
