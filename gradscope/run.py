@@ -27,6 +27,7 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {
     "grad_norm": Metric("loss / unit of the tensor", "‖g‖₂ of the gradient"),
     "grad_rms": Metric("loss / unit of the tensor", "‖g‖₂ / √n, n the number of elements"),
+    "numel": Metric("elements", "number of elements of the step, where it is not the site's own"),
     "grad_absmax": Metric("loss / unit of the tensor", "max |g|"),
     "nonfinite": Metric("elements", "number of NaN and infinite elements of the gradient"),
     "zero_fraction": Metric("fraction", "share of elements of the gradient that are exactly 0"),
@@ -168,11 +169,10 @@ class Run:
     @property
     def steps(self) -> np.ndarray:
         """int64 (S,): the optimizer steps at which gradients were recorded, ascending."""
-        seen = [
-            b.steps[b.present.any(axis=1)]
-            for b in self.blocks
-            if any(self.columns[c].kind != "scalar" for c in b.columns)
-        ]
+        seen = []
+        for block in self.blocks:
+            gradients = [self.columns[c].kind != "scalar" for c in block.columns]
+            seen.append(block.steps[block.present[:, gradients].any(axis=1)])
         return np.unique(np.concatenate(seen)) if seen else np.array([], dtype=np.int64)
 
     def frame(
@@ -215,9 +215,7 @@ class Run:
         if edge is not None:
             table = table[table["edge"] == edge]
         keys = ["site"] if edge is not None else ["site", "edge"]
-        wide = table.pivot_table(
-            index="step", columns=keys, values="value", aggfunc="mean", dropna=False, observed=True
-        )
+        wide = table.groupby(["step", *keys], sort=True)["value"].mean().unstack(keys)
         order = {s.name: s.order for s in self.sites.values() if s.kind == kind}
         site_of = (lambda c: c) if edge is not None else (lambda c: c[0])
         return wide[sorted(wide.columns, key=lambda c: order.get(site_of(c), 1 << 30))]

@@ -15,6 +15,7 @@ import contextlib
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,7 +145,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size == 0:
             raise RunError(f"{path} is empty: the process that recorded it wrote nothing")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch's remarks on a foreign file's pickle
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunError(f"can't read {path}: {error.strerror or error}") from error
     except RunError:
