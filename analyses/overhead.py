@@ -199,9 +199,9 @@ def write(table: pd.DataFrame, out: Path) -> None:
         for n, row in zip(wide.index, wide.to_numpy(), strict=True)
     ]
     (out / "README.md").write_text(
-        "# Cost of recording\n\nProcessor time of a training step relative to no recorder: median of "
-        f"paired blocks in one process, one CPU thread, torch {torch.__version__}. “None, again” is "
-        "a second bare copy: what differs from 1 there is noise.\n\n"
+        "# Cost of recording\n\nProcessor time of a training step relative to no recorder: median "
+        f"of paired blocks in one process, one CPU thread, torch {torch.__version__}. “None, "
+        "again” is a second bare copy: what differs from 1 there is noise.\n\n"
         + "\n".join(lines)
         + "\n\nMade by `python -m analyses.overhead --out reports/overhead`.\n"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ from gradscope.run import Column, Site
 FIRST_STEP_ELEMENTS = 1 << 25
 
 
+# A parameter and its slots: grad_norm, weight_norm, update_ratio.
+Reading = tuple[nn.Parameter, tuple[int, int, int]]
+
+
 class Parameters:
     """Measures every trainable parameter of a model at an optimizer step.
 
@@ -28,18 +34,18 @@ class Parameters:
         self, ledger: Ledger, named: dict[str, nn.Parameter], held: set[int], turns: int
     ) -> None:
         self._ledger = ledger
-        self._named = named
-        self._slots: dict[str, tuple[int, int, int]] = {}
+        self._readings: list[Reading] = []
         self._turns = turns
-        self._groups = _balanced(named, turns)
-        self._copies: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._turn_batches: dict[int, list[_Batch]] = {}
+        self._copied: list[_Batch] = []
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         for order, (name, parameter) in enumerate(named.items()):
-            self._slots[name] = (
+            slots = (
                 ledger.plain(Column(name, "parameter", "", "grad_norm")),
                 ledger.plain(Column(name, "parameter", "", "weight_norm"), mode="last"),
                 ledger.plain(Column(name, "parameter", "", "update_ratio"), mode="last"),
             )
+            self._readings.append((parameter, slots))
             ledger.site(
                 Site(
                     name,
@@ -51,61 +57,104 @@ class Parameters:
                     note="" if id(parameter) in held else "not in the optimizer",
                 )
             )
+        self._groups = _balanced(self._readings, turns)
 
     def gradients(self) -> None:
         """Read the gradients now in `.grad`."""
-        found = [(n, p.grad) for n, p in self._named.items() if p.grad is not None]
-        values = norms([g.detach() for _, g in found])
-        for (name, _), value in zip(found, values, strict=True):
-            self._ledger.add(self._slots[name][0], value)
+        found = [(s[0], g) for p, s in self._readings if (g := p.grad) is not None]
+        self._ledger.slots.extend([slot for slot, _ in found])
+        self._ledger.values.extend(norms([g for _, g in found]))
 
     def before_update(self, recorded: int) -> None:
         """Copy the weights whose turn it is. `recorded` counts recorded steps from 0."""
-        whose = self._groups[recorded % self._turns]
-        if recorded == 0 and sum(p.numel() for p in self._named.values()) < FIRST_STEP_ELEMENTS:
-            whose = list(self._named)
-        chosen = [
-            (n, self._named[n])
-            for n in whose
-            if self._named[n].grad is not None and type(self._named[n].data) is Tensor
+        self._copied = [
+            batch
+            for whole in self._batches(recorded)
+            if (batch := whole.with_gradients()) is not None
         ]
-        self._copies = []
-        for key, members in _by_kind(chosen).items():
-            views = self._views(key, [p for _, p in members])
-            torch._foreach_copy_(views, [p.detach() for _, p in members])
-            self._copies += [(n, p, v) for (n, p), v in zip(members, views, strict=True)]
+        for batch in self._copied:
+            torch._foreach_copy_(batch.copies, batch.weights)
 
     def after_update(self) -> None:
         """Compare the weights with their copies."""
-        copies, self._copies = self._copies, []
-        if not copies:
-            return
-        weights = norms([v for _, _, v in copies])
-        for members in _by_kind([(n, p) for n, p, _ in copies]).values():
-            names = {n for n, _ in members}
-            torch._foreach_sub_(
-                [v for n, _, v in copies if n in names], [p.detach() for _, p in members]
-            )
-        updates = norms([v for _, _, v in copies])
-        for (name, _, _), weight, update in zip(copies, weights, updates, strict=True):
-            _, weight_slot, ratio_slot = self._slots[name]
-            self._ledger.add(weight_slot, weight)
-            self._ledger.add(ratio_slot, _ratio(update, weight))
+        copied, self._copied = self._copied, []
+        for batch in copied:
+            weights = norms(batch.copies)
+            torch._foreach_sub_(batch.copies, batch.weights)
+            updates = norms(batch.copies)
+            self._ledger.slots.extend(batch.slots)
+            self._ledger.values.extend(weights)
+            self._ledger.values.extend(map(_ratio, updates, weights))
 
     def free(self) -> None:
         """Let go of the copies."""
-        self._copies, self._scratch = [], {}
+        self._copied, self._turn_batches, self._scratch = [], {}, {}
 
-    def _views(
-        self, key: tuple[torch.device, torch.dtype], parameters: list[nn.Parameter]
-    ) -> list[Tensor]:
-        """Places for copies in one buffer that is kept: new memory costs more than copying."""
-        sizes = [p.numel() for p in parameters]
-        buffer = self._scratch.get(key)
-        if buffer is None or buffer.numel() < sum(sizes):
-            buffer = self._scratch[key] = torch.empty(sum(sizes), device=key[0], dtype=key[1])
-        pieces = buffer[: sum(sizes)].split(sizes)
-        return [v.view(p.shape) for v, p in zip(pieces, parameters, strict=True)]
+    def _batches(self, recorded: int) -> list[_Batch]:
+        turn = recorded % self._turns
+        if recorded == 0 and sum(p.numel() for p, _ in self._readings) < FIRST_STEP_ELEMENTS:
+            return self._make_batches(self._readings)
+        if turn not in self._turn_batches:
+            self._turn_batches[turn] = self._make_batches(self._groups[turn])
+        return self._turn_batches[turn]
+
+    def _make_batches(self, readings: list[Reading]) -> list[_Batch]:
+        """Parameters of one device and dtype together, with places for their copies.
+
+        The places are views into one buffer that is kept and shared by all turns: new memory
+        costs more than copying.
+        """
+        kinds: dict[tuple[torch.device, torch.dtype], list[Reading]] = {}
+        for parameter, slots in readings:
+            if type(parameter.data) is Tensor and parameter.layout is torch.strided:
+                kinds.setdefault((parameter.device, parameter.dtype), []).append((parameter, slots))
+        batches = []
+        for key, members in kinds.items():
+            sizes = [p.numel() for p, _ in members]
+            buffer = self._scratch.get(key)
+            if buffer is None or buffer.numel() < sum(sizes):
+                buffer = torch.empty(sum(sizes), device=key[0], dtype=key[1])
+                if len(members) < len(self._readings) or self._turns == 1:
+                    self._scratch[key] = buffer  # that of the first step is let go
+            pieces = buffer[: sum(sizes)].split(sizes)
+            copies = [v.view(p.shape) for v, (p, _) in zip(pieces, members, strict=True)]
+            batches.append(
+                _Batch(
+                    [p for p, _ in members],
+                    copies,
+                    [s[1] for _, s in members],
+                    [s[2] for _, s in members],
+                )
+            )
+        return batches
+
+
+@dataclass
+class _Batch:
+    """Weights of one device and dtype, and where they are copied to."""
+
+    weights: list[nn.Parameter]
+    copies: list[Tensor]
+    weight_slots: list[int]
+    ratio_slots: list[int]
+
+    @property
+    def slots(self) -> list[int]:
+        return self.weight_slots + self.ratio_slots
+
+    def with_gradients(self) -> _Batch | None:
+        """Those that the optimizer is about to update."""
+        has = [p.grad is not None for p in self.weights]
+        if all(has):
+            return self
+        if not any(has):
+            return None
+        return _Batch(
+            list(compress(self.weights, has)),
+            list(compress(self.copies, has)),
+            list(compress(self.weight_slots, has)),
+            list(compress(self.ratio_slots, has)),
+        )
 
 
 def _ratio(update: Any, weight: Any) -> Any:
@@ -116,21 +165,12 @@ def _ratio(update: Any, weight: Any) -> Any:
     return torch.where(update == 0, torch.zeros_like(update), update / weight)
 
 
-def _by_kind(
-    chosen: list[tuple[str, nn.Parameter]],
-) -> dict[tuple[torch.device, torch.dtype], list[tuple[str, nn.Parameter]]]:
-    kinds: dict[tuple[torch.device, torch.dtype], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in chosen:
-        kinds.setdefault((parameter.device, parameter.dtype), []).append((name, parameter))
-    return kinds
-
-
-def _balanced(named: dict[str, nn.Parameter], turns: int) -> list[list[str]]:
+def _balanced(readings: list[Reading], turns: int) -> list[list[Reading]]:
     """Parameters in `turns` groups of about equal numbers of elements, largest first."""
-    groups: list[list[str]] = [[] for _ in range(turns)]
+    groups: list[list[Reading]] = [[] for _ in range(turns)]
     loads = [0] * turns
-    for name, parameter in sorted(named.items(), key=lambda item: -item[1].numel()):
+    for reading in sorted(readings, key=lambda r: -r[0].numel()):
         lightest = loads.index(min(loads))
-        groups[lightest].append(name)
-        loads[lightest] += parameter.numel()
+        groups[lightest].append(reading)
+        loads[lightest] += reading[0].numel()
     return groups

@@ -35,17 +35,16 @@ class Plan:
 
     taps: list[tuple[int, NodeTap]]
 
-    def hang(self, graph: Graph) -> list[Any]:
-        """Hook this step's nodes; returns the handles."""
-        handles: list[Any] = []
+    def hang(self, graph: Graph) -> None:
+        """Hook this step's nodes."""
+        nodes = graph.nodes
         for index, tap in self.taps:
-            handles += tap.hang(graph.nodes[index])
-        return handles
+            tap.hang(nodes[index])
 
-    def clear(self) -> None:
-        """Let go of whatever an unfinished backward pass left behind."""
+    def release(self) -> None:
+        """Unhook them, and let go of what an unfinished backward pass left behind."""
         for _, tap in self.taps:
-            tap.clear()
+            tap.release()
 
 
 def make_plan(

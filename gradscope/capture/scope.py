@@ -137,7 +137,6 @@ class Scope:
         self._parameters = Parameters(self._ledger, trainable, held, turns)
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
         self._hung: list[Plan] = []
-        self._handles: list[Any] = []
         self._calls = CallRecorder(self._paths, self._forward_done, self._fail)
         self._optimizer_handles: list[Any] = []
         if optimizers:
@@ -241,7 +240,7 @@ class Scope:
             )
             self._plans.insert(0, (key, plan))
             del self._plans[PLANS:]
-        self._handles += plan.hang(graph)
+        plan.hang(graph)
         self._hung.append(plan)
         self._spent += time.perf_counter() - began
 
@@ -297,11 +296,9 @@ class Scope:
         self._maybe_flush()
 
     def _release_graph(self) -> None:
-        for handle in self._handles:
-            handle.remove()
         for plan in self._hung:
-            plan.clear()
-        self._handles, self._hung = [], []
+            plan.release()
+        self._hung = []
 
     def _learning_rates(self) -> dict[str, float]:
         groups = [g for o in self._optimizers for g in o.param_groups if "lr" in g]

@@ -126,19 +126,22 @@ class NodeTap:
         self.edges: list[tuple[int, ForkTap, int]] = []  # (input, fork, edge's number)
         self.crossing: Callable[[Any, Gradients, Gradients], None] | None = None
         self._node: Any = None
+        self._handles: list[Any] = []
 
-    def hang(self, node: Any) -> list[Any]:
-        """Register on this step's node; returns the handles."""
-        handles = []
+    def hang(self, node: Any) -> None:
+        """Register on a step's node."""
         if self.outputs:
-            handles.append(node.register_prehook(self._arriving))
+            self._handles.append(node.register_prehook(self._arriving))
+        if self.edges or self.crossing is not None:
+            self._handles.append(node.register_hook(self._leaving))
         if self.crossing is not None:
             self._node = node
-        if self.edges or self.crossing is not None:
-            handles.append(node.register_hook(self._leaving))
-        return handles
 
-    def clear(self) -> None:
+    def release(self) -> None:
+        """Unregister, also from a graph that lives on."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         self._node = None
         for _, fork, _ in self.edges:
             fork.clear()
