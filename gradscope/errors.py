@@ -7,3 +7,7 @@ class GradscopeError(ValueError):
 
 class RunError(GradscopeError):
     """A path that is no readable run."""
+
+
+class PathwayError(GradscopeError):
+    """A gradient that can't be split by pathway, with the reason."""

@@ -1,0 +1,213 @@
+"""A gradient as a sum over paths: every path of a small graph, one product of Jacobians each.
+
+Slow and obvious on purpose. Jacobians are dense float64 matrices written from the formulas of
+the operations; autograd plays no part in them. The same program of operations can also be run
+by torch, to get the graph that is to be analysed.
+
+Index legend: n length of every value, read as T tokens × d features where attention needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+D = 2  # features of a token
+ARITY = {"linear": 1, "tanh": 1, "softmax": 1, "add": 2, "mul": 2, "fused": 3, "unfused": 3}
+# The arguments from which a path crosses a softmax.
+CROSSING = {"softmax": {0}, "fused": {0, 1}, "unfused": {0, 1}}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation. Value 0 is the input; the i-th op makes value i + 1.
+
+    "linear" multiplies by weight number `weight` times `scale`, "fused" and "unfused" are
+    attention with the inputs (query, key, value).
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    weight: int = 0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations, their weights (n, n), the input (n,) and the loss ⟨readout, last value⟩."""
+
+    ops: list[Op]
+    weights: list[Tensor]
+    x: Tensor
+    readout: Tensor
+
+
+@dataclass
+class Graph:
+    """A program as torch ran it. `values[0]` and `weights` are leaves."""
+
+    values: list[Tensor]
+    weights: list[Tensor]
+    loss: Tensor
+
+
+# -- run by torch -------------------------------------------------------------------------
+
+
+def run(program: Program, dtype: torch.dtype = torch.float64, gate: float = 1.0) -> Graph:
+    """The program in torch; `gate` multiplies the gradient at every softmax crossed."""
+    weights = [w.to(dtype, copy=True).requires_grad_() for w in program.weights]
+    values = [program.x.to(dtype, copy=True).requires_grad_()]
+    for op in program.ops:
+        values.append(_torch(op, [values[i] for i in op.inputs], weights, gate))
+    loss = program.readout.to(dtype) @ values[-1]
+    return Graph(values, weights, loss)
+
+
+def _torch(op: Op, arguments: list[Tensor], weights: list[Tensor], gate: float) -> Tensor:
+    arguments = [
+        gate * a + (1 - gate) * a.detach() if gate != 1 and i in CROSSING.get(op.kind, ()) else a
+        for i, a in enumerate(arguments)
+    ]
+    x = arguments[0]
+    match op.kind:
+        case "linear":
+            return op.scale * (weights[op.weight] @ x)
+        case "tanh":
+            return torch.tanh(x)
+        case "softmax":
+            return torch.softmax(x, 0)
+        case "add":
+            return x + arguments[1]
+        case "mul":
+            return x * arguments[1]
+    q, k, v = (a.view(1, 1, -1, D) for a in arguments)
+    if op.kind == "fused":
+        return F.scaled_dot_product_attention(q, k, v).reshape(-1)
+    return (torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(D), -1) @ v).reshape(-1)
+
+
+# -- path by path -------------------------------------------------------------------------
+
+
+def paths(ops: list[Op], end: int, start: int) -> Iterator[list[tuple[int, int]]]:
+    """Every path from value `end` back to value `start`: (op, argument by which it leaves)."""
+    if end == start:
+        yield []
+    if end <= start:
+        return
+    op = end - 1
+    for argument, before in enumerate(ops[op].inputs):
+        for rest in paths(ops, before, start):
+            yield [(op, argument), *rest]
+
+
+def graded(program: Program, value: int, orders: int) -> Tensor:
+    """G_0 … G_orders of the loss at a value, (orders + 1, n) float64."""
+    parts = torch.zeros(orders + 1, len(program.x), dtype=torch.float64)
+    for path, gradient in _contributions(program, value):
+        parts[crossed(program.ops, path)] += gradient
+    return parts
+
+
+def graded_weight(program: Program, weight: int, orders: int) -> Tensor:
+    """G_0 … G_orders at a weight, over all operations that use it, (orders + 1, n, n)."""
+    n = len(program.x)
+    inputs = _values(program)
+    parts = torch.zeros(orders + 1, n, n, dtype=torch.float64)
+    for i, op in enumerate(program.ops):
+        if op.kind == "linear" and op.weight == weight:
+            for path, gradient in _contributions(program, i + 1):
+                parts[crossed(program.ops, path)] += op.scale * torch.outer(
+                    gradient, inputs[op.inputs[0]]
+                )
+    return parts
+
+
+def through(program: Program, value: int, gates: Collection[int]) -> tuple[Tensor, Tensor]:
+    """(through, avoiding): whether a path to `value` visits one of the values `gates`."""
+    parts = torch.zeros(2, len(program.x), dtype=torch.float64)
+    for path, gradient in _contributions(program, value):
+        visited = {program.ops[op].inputs[argument] for op, argument in path}
+        parts[0 if visited & set(gates) else 1] += gradient
+    return parts[0], parts[1]
+
+
+def most_crossed(ops: list[Op], value: int) -> int:
+    """The largest number of softmaxes on a path from the last value to `value`; -1 if none."""
+    return max((crossed(ops, p) for p in paths(ops, len(ops), value)), default=-1)
+
+
+def crossed(ops: list[Op], path: list[tuple[int, int]]) -> int:
+    return sum(argument in CROSSING.get(ops[op].kind, ()) for op, argument in path)
+
+
+def cancelling(program: Program, value: int) -> float:
+    """Σ over paths of ‖contribution‖, by which the parts may have cancelled."""
+    return sum(float(g.norm()) for _, g in _contributions(program, value))
+
+
+def _contributions(program: Program, value: int) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+    values = _values(program)
+    jacobians = [
+        _jacobians(op, [values[i] for i in op.inputs], program.weights) for op in program.ops
+    ]
+    for path in paths(program.ops, len(program.ops), value):
+        gradient = program.readout.double()
+        for op, argument in path:
+            gradient = gradient @ jacobians[op][argument]
+        yield path, gradient
+
+
+def _values(program: Program) -> list[Tensor]:
+    weights = [w.double() for w in program.weights]
+    values = [program.x.double()]
+    with torch.no_grad():
+        for op in program.ops:
+            plain = Op("unfused", op.inputs) if op.kind == "fused" else op
+            values.append(_torch(plain, [values[i] for i in op.inputs], weights, 1.0))
+    return values
+
+
+def _jacobians(op: Op, arguments: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """∂ output / ∂ argument, (n, n) each."""
+    x = arguments[0]
+    one = torch.eye(len(x), dtype=torch.float64)
+    match op.kind:
+        case "linear":
+            return [op.scale * weights[op.weight].double()]
+        case "tanh":
+            return [torch.diag(1 - torch.tanh(x) ** 2)]
+        case "softmax":
+            p = torch.softmax(x, 0)
+            return [torch.diag(p) - torch.outer(p, p)]
+        case "add":
+            return [one, one]
+        case "mul":
+            return [torch.diag(arguments[1]), torch.diag(x)]
+    return _attention_jacobians(*(a.view(-1, D) for a in arguments))
+
+
+def _attention_jacobians(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """o_ia = Σ_j p_ij v_ja with p_i = softmax_j(s_ij), s_ij = q_i · k_j / √d.
+
+    ∂o_ia/∂s_ij = p_ij (v_ja − o_ia), ∂s_ij/∂q_ic = k_jc / √d, ∂s_ij/∂k_jc = q_ic / √d.
+    """
+    T = len(q)
+    p = torch.softmax(q @ k.T / math.sqrt(D), 1)
+    o = p @ v
+    to_q, to_k, to_v = (torch.zeros(T, D, T, D, dtype=torch.float64) for _ in range(3))
+    for i in range(T):
+        for a in range(D):
+            for j in range(T):
+                to_v[i, a, j, a] = p[i, j]
+                by_logit = p[i, j] * (v[j, a] - o[i, a]) / math.sqrt(D)
+                for c in range(D):
+                    to_q[i, a, i, c] += by_logit * k[j, c]
+                    to_k[i, a, j, c] += by_logit * q[i, c]
+    return [m.reshape(T * D, T * D) for m in (to_q, to_k, to_v)]
