@@ -5,7 +5,7 @@ A figure is drawn by calling it: `gradient_map(run)`. Each says what it needs
 """
 
 from gradscope.figures._figure import FigureKind, Mark
-from gradscope.figures._gradient_depth import gradient_depth
+from gradscope.figures._gradient_depth import Ends, depth_ends, gradient_depth
 from gradscope.figures._gradient_map import gradient_map
 from gradscope.figures._parameter_map import parameter_map
 from gradscope.figures._pathways import pathways
@@ -29,9 +29,11 @@ __all__ = [
     "DARK",
     "FIGURES",
     "LIGHT",
+    "Ends",
     "FigureKind",
     "Mark",
     "Theme",
+    "depth_ends",
     "gradient_depth",
     "gradient_map",
     "parameter_map",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -23,6 +24,10 @@ class Mark(NamedTuple):
         run: index of the run it is about.
         kind: kind of the site, or "".
         sites: all sites that it is about, where these are several.
+        metric: the metric that shows it, or "".
+        thresholds: label → value of that metric from which on it holds, or, with
+            `relative_to`, the multiple of that site's value.
+        relative_to: a site, or "".
     """
 
     label: str
@@ -33,6 +38,9 @@ class Mark(NamedTuple):
     run: int = 0
     kind: str = ""
     sites: tuple[str, ...] = ()
+    metric: str = ""
+    thresholds: Mapping[str, float] = MappingProxyType({})
+    relative_to: str = ""
 
 
 def about(marks: Sequence[Mark], kind: str, run: int | None = None) -> list[Mark]:
@@ -89,8 +97,12 @@ class FigureKind:
             return self.draw(runs, marks, theme)
 
     def _available(self, run: Run) -> bool:
-        recorded = {(c.kind, c.metric) for c in run.columns}
-        return any(need in recorded for need in self.requires)
+        wanted = {i for i, c in enumerate(run.columns) if (c.kind, c.metric) in self.requires}
+        return any(
+            int(c) in wanted and b.present[:, j].any()
+            for b in run.blocks
+            for j, c in enumerate(b.columns)
+        )
 
 
 def _several(runs: Run | Sequence[Run]) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -15,8 +16,41 @@ from gradscope.figures._figure import Mark, figure
 from gradscope.figures._grid import Grid, grid
 from gradscope.figures._sites import common_ladders, ladder, rows_of
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import number, plain, shorten
+from gradscope.figures._text import number, plain, pretty, shorten
 from gradscope.run import Run
+
+
+class Ends(NamedTuple):
+    """The two ends of a run's depth profile, by the end of training.
+
+    Attributes:
+        first_site, last_site: nearest the input, nearest the loss.
+        first, last: RMS gradient there, median over the last tenth of the recorded steps.
+    """
+
+    first_site: str
+    last_site: str
+    first: float
+    last: float
+
+    @property
+    def ratio(self) -> float:
+        """How much of the gradient at the last site arrives at the first."""
+        return self.first / self.last if self.last > 0 else float("nan")
+
+
+def depth_ends(runs: Sequence[Run]) -> list[Ends | None]:
+    """First and last site of each run's depth profile; None where there is no such profile."""
+    grids = [grid(r, "module", "grad_rms") for r in runs]
+    found: list[Ends | None] = []
+    for g, rungs in zip(grids, common_ladders([g.sites for g in grids]), strict=True):
+        if len(rungs) < 2:
+            found.append(None)
+            continue
+        late = g.values[-max(1, len(g.steps) // 10) :, [rungs[0], rungs[-1]]]
+        first, last = (float(v) for v in np.median(late, axis=0))
+        found.append(Ends(g.names[rungs[0]], g.names[rungs[-1]], first, last))
+    return found
 
 
 @figure(
@@ -39,7 +73,7 @@ from gradscope.run import Run
     ),
     requires=(("module", "grad_norm"),),
     absent="no gradient of a module's output was recorded",
-    shows=(("module", "grad_norm"), ("module", "grad_rms")),
+    shows=(("module", "grad_rms"),),
 )
 def gradient_depth(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     grids = [grid(r, "module", "grad_rms") for r in runs]
@@ -64,7 +98,12 @@ def _one(runs: Sequence[Run], grids: Sequence[Grid], marks: Sequence[Mark], them
         label = f"step {number(int(g.steps[at]))}"
         label += "   no finite gradient" if ratio is None else f"   {_ratio(ratio)}"
         handles.append(Line2D([], [], color=colour, lw=2.5, label=label))
-    _limits(axes, [g.positive[chosen]])
+    limits = [g.positive[chosen]]
+    for value, label in thresholds(g, marks, chosen[-1]):
+        axes.axvline(value, color=theme.muted, lw=1, ls=":", zorder=1)
+        handles.append(Line2D([], [], color=theme.muted, lw=1, ls=":", label=label))
+        limits.append(np.array([value]))
+    _limits(axes, limits)
     _axes.label_rows(axes, g.sites, height, theme, marks=marks)
     axes.set_ylim(len(g.sites) - 0.5, -0.5)
     axes.set_xlabel("RMS gradient (loss per unit of output)")
@@ -105,6 +144,19 @@ def _several(
         panels[0].set_ylabel("place in the forward pass")
     _legend(fig, runs, ratios, theme)
     return fig
+
+
+def thresholds(g: Grid, marks: Sequence[Mark], at: int) -> list[tuple[float, str]]:
+    """Values and labels of the findings' thresholds, at one row of the grid."""
+    where = {name: j for j, name in enumerate(g.names)}
+    found = {}
+    for m in marks:
+        if m.metric == "grad_rms" and m.relative_to in where:
+            for label, factor in m.thresholds.items():
+                value = factor * g.positive[at, where[m.relative_to]]
+                if np.isfinite(value):
+                    found[float(value)] = f"{m.label}: {pretty(label)}"
+    return sorted(found.items())
 
 
 def moments(g: Grid, count: int) -> list[int]:

@@ -35,12 +35,14 @@ def heat_map(
     theme: Theme,
     *,
     hold: bool = False,
+    empty: str = "not recorded",
 ) -> Figure:
     """The heat map of any positive metric: runs side by side on one colour scale.
 
     Args:
         hold: show each value until the next one was measured, for what is not measured at
             every recorded step.
+        empty: what an empty cell means.
     """
     grids = [_held(grid(r, kind, metric)) if hold else grid(r, kind, metric) for r in runs]
     marks = about(marks, kind)
@@ -93,7 +95,7 @@ def heat_map(
     bar.outline.set_visible(False)
     _axes.log_ticks(bar.ax.yaxis, float(norm.vmin or 0), float(norm.vmax or 1))
     bar.set_label(unit)
-    _legend(fig, grids, rows, theme)
+    _legend(fig, grids, rows, theme, empty)
     return fig
 
 
@@ -171,7 +173,7 @@ def _binned(g: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def _legend(fig: Figure, grids: Sequence[Grid], rows: Rows, theme: Theme) -> None:
+def _legend(fig: Figure, grids: Sequence[Grid], rows: Rows, theme: Theme, empty: str) -> None:
     found = []
     if any(g.nonfinite.any() for g in grids):
         found.append(Patch(color=theme.nonfinite, label="NaN or infinite"))
@@ -181,6 +183,6 @@ def _legend(fig: Figure, grids: Sequence[Grid], rows: Rows, theme: Theme) -> Non
         not g.present.all() or len(at) < len(s)
         for g, at, s in zip(grids, rows.at, rows.sites, strict=True)
     ):
-        found.append(Patch(color=theme.absent, label="not recorded"))
+        found.append(Patch(color=theme.absent, label=empty))
     if found:
         fig.legend(handles=found, loc="outside lower right", ncols=len(found))

@@ -80,6 +80,7 @@ def softmax(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
             _panel(axes, grids[i][panel.metric], theme)
             _scale(axes, panel, [g[panel.metric] for g in grids])
             _reference(axes, panel, [g[panel.metric] for g in grids], theme)
+            _thresholds(axes, panel, [m for m in marks if m.run == i], theme)
             if one or i == 0:
                 axes.set_title(panel.title if across < 3 else panel.title.split(":")[0])
             axes.set_ylabel(panel.axis if one else "" if k else plain(shorten(run.name, 18)))
@@ -145,6 +146,18 @@ def _diffuse(panel: Panel, grids: Sequence[Grid]) -> np.ndarray:
 def _reference(axes: Axes, panel: Panel, grids: Sequence[Grid], theme: Theme) -> None:
     for y in _diffuse(panel, grids):
         axes.axhline(y, color=theme.muted, lw=1, ls=":")
+
+
+def _thresholds(axes: Axes, panel: Panel, marks: Sequence[Mark], theme: Theme) -> None:
+    """Where findings begin, in the colour of their severity."""
+    for m in marks:
+        if m.kind == "softmax" and m.metric == panel.metric and not m.relative_to:
+            for label, y in m.thresholds.items():
+                colour = theme.severity[m.severity]
+                axes.axhline(y, color=colour, lw=1, ls="--")
+                text = plain(f" {m.label} {label}")
+                where = axes.get_yaxis_transform()
+                axes.text(0, y, text, color=colour, fontsize=8, va="bottom", transform=where)
 
 
 def _legend(fig: Figure, names: Sequence[str], theme: Theme) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -37,6 +38,13 @@ def number(value: float, digits: int = 3) -> str:
     return _trimmed(f"{value:.{digits - 1 - power}f}")
 
 
+def aligned(value: float) -> str:
+    """A number in a column of such: three decimals where these say something."""
+    if 0.01 <= abs(value) < 100:
+        return f"{value:.3f}".replace("-", "−")
+    return number(value)
+
+
 def _grouped(text: str) -> str:
     # Four digits are read at a glance; a space in them would only tear them apart.
     plain = text.replace(",", "")
@@ -48,6 +56,16 @@ def _grouped(text: str) -> str:
 def _trimmed(text: str) -> str:
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return text.replace("-", "−")
+
+
+_EXPONENT = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)e([+-]?\d+)(?![\w.]*\w)")
+_POWER = re.compile(r"(?<![\w.])10\^(-?\d+)")
+
+
+def pretty(text: str) -> str:
+    """Prose with its numbers as `number` writes them: 5.3e-04 → 5.3×10⁻⁴, 10^-3 → 10⁻³."""
+    text = _EXPONENT.sub(lambda m: f"{_trimmed(m[1])}×10{superscript(int(m[2]))}", text)
+    return _POWER.sub(lambda m: f"10{superscript(int(m[1]))}", text)
 
 
 def shorten(name: str, width: int) -> str:
@@ -118,7 +136,12 @@ def shorten_all(names: Iterable[str], width: int) -> list[str]:
     return short
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which would move a cursor or break a line."""
+    return "".join(c if c.isprintable() or c == "\u202f" else "�" for c in text)
+
+
 def plain(text: str) -> str:
     """Text for matplotlib, where `$…$` starts a formula and a legend omits what starts with _."""
-    text = text.replace("$", r"\$")
+    text = printable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -134,11 +134,9 @@ def _dashes(held_out: bool) -> str:
 def _curve(axes: Axes, steps: np.ndarray, y: np.ndarray, held_out: bool, colour: str) -> np.ndarray:
     """Draw one scalar; return the values its axis must hold."""
     finite = np.isfinite(y)
-    at_top = axes.get_xaxis_transform()
-    lost = steps[~finite]
-    axes.plot(
-        lost, np.full(len(lost), 0.97), "x", color=colour, ms=4, transform=at_top, clip_on=False
-    )
+    if not finite.all():
+        lost, at_top = steps[~finite], axes.get_xaxis_transform()
+        axes.plot(lost, np.full(len(lost), 0.97), "x", color=colour, ms=4, transform=at_top)
     y = np.where(finite, y, np.nan)
     few = len(y) <= 3 or (held_out and len(y) <= 200)
     if len(y) > SMOOTH_FROM and not held_out and _noisy(y):

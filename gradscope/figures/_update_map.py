@@ -28,4 +28,6 @@ from gradscope.run import Run
 )
 def update_map(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     unit = "‖Δw‖ / ‖w‖ of one step"
-    return heat_map(runs, "parameter", "update_ratio", unit, marks, theme, hold=True)
+    return heat_map(
+        runs, "parameter", "update_ratio", unit, marks, theme, hold=True, empty="not measured"
+    )

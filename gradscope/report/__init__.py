@@ -1,0 +1,61 @@
+"""Where findings meet figures: a page, PNG files, findings.json, and tables for a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradscope.errors import RunError
+from gradscope.run import Run
+
+if TYPE_CHECKING:
+    from gradscope.report._page import Page
+
+__all__ = ["default_directory", "report", "write_report"]
+
+
+def report(run: Run | Sequence[Run], out: str | os.PathLike[str] = "report/") -> Path:
+    """Write the report of a run, or of several runs compared, and return its page's path.
+
+    `out` receives report.html (one file that opens offline), figures/*.png and findings.json.
+    All of it is made beside `out` first, so that a failure leaves what was there before; other
+    files in `out` are kept.
+
+    Raises:
+        RunError: if a run has no recorded step.
+        GradscopeError: if `out` can't be written.
+    """
+    runs = [run] if isinstance(run, Run) else list(run)
+    return write_report(runs, out)[1]
+
+
+def write_report(runs: Sequence[Run], out: str | os.PathLike[str]) -> tuple[Page, Path]:
+    """`report`, which also returns what it says, as data."""
+    # Imported here, so that importing gradscope does not wait for matplotlib.
+    from gradscope.report._files import write
+    from gradscope.report._page import build
+    from gradscope.report._render import files
+
+    if not runs:
+        raise RunError("no run to report on: pass a run or a list of runs")
+    for r in runs:
+        _require_steps(r)
+    page = build(runs)
+    return page, write(files(page), Path(out))
+
+
+def default_directory(run: str | os.PathLike[str]) -> Path:
+    """Where a report on a run file goes unless told otherwise: run.pt → run-report, beside it."""
+    path = Path(run)
+    return path.with_name(f"{path.stem}-report")
+
+
+def _require_steps(run: Run) -> None:
+    """Raise RunError unless gradients were recorded at some step."""
+    if not len(run.steps):
+        raise RunError(
+            f"{run.path or run.name} has no recorded steps: the recording ended before a step "
+            "whose gradients were due. Train for more steps, or record more often (every=1)"
+        )

@@ -1,0 +1,326 @@
+"""What a report says, as data: everything but its looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradscope.figures import FIGURES, FigureKind, Mark, depth_ends
+from gradscope.figures._text import number, pretty
+from gradscope.findings import SEVERITIES, Check, Finding, check
+from gradscope.run import METRICS, Run
+
+WORST_FIRST: tuple[str, ...] = tuple(reversed(SEVERITIES))
+
+
+@dataclass(frozen=True)
+class FindingView:
+    """A finding with its place in the report.
+
+    Attributes:
+        label: "F1", by which figures and texts refer to it.
+        run: index of its run.
+        finding: the finding.
+        figures: those that show it.
+        cause: label of the finding that explains it, or "".
+    """
+
+    label: str
+    run: int
+    finding: Finding
+    figures: tuple[FigureKind, ...]
+    cause: str = ""
+
+    @property
+    def steps(self) -> str:
+        first, last = self.finding.first_step, self.finding.last_step
+        if first == last:
+            return f"step {number(first)}"
+        return f"steps {number(first)}–{number(last)}"
+
+    @property
+    def message(self) -> str:
+        return pretty(self.finding.message)
+
+    @property
+    def remedy(self) -> str:
+        return pretty(self.finding.remedy)
+
+    @property
+    def evidence(self) -> list[tuple[str, str]]:
+        """The numbers that were measured, as (name, text)."""
+        return [
+            (name.replace("_", " "), _text(value))
+            for name, value in self.finding.evidence.items()
+            if value is not None and value != ""
+        ]
+
+    @property
+    def mark(self) -> Mark:
+        """How figures point at it."""
+        f = self.finding
+        return Mark(
+            self.label,
+            f.severity,
+            f.site,
+            f.first_step,
+            f.last_step,
+            self.run,
+            f.view.kind,
+            f.view.sites,
+            f.view.metric,
+            f.view.thresholds,
+            f.view.relative_to,
+        )
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run: what stands at the top, and what stands in the details."""
+
+    run: Run
+    check: Check
+    facts: list[str]
+    tiles: list[tuple[str, str]]
+    details: list[tuple[str, list[tuple[str, str]]]]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.run.meta.get("status", "complete") == "complete")
+
+    @property
+    def unseen(self) -> list[dict[str, str]]:
+        return [
+            {"what": str(u.get("what", "")), "why": str(u.get("why", ""))}
+            for u in self.run.meta.get("unseen") or []
+        ]
+
+    @property
+    def errors(self) -> list[str]:
+        return [str(e) for e in self.run.meta.get("errors") or []]
+
+    @property
+    def model_text(self) -> str:
+        return str((self.run.meta.get("model") or {}).get("text", ""))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of the table that compares runs; None where something was not recorded."""
+
+    loss: float | None
+    accuracy: float | None
+    val_accuracy: float | None
+    first_layer: float | None
+    last_layer: float | None
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report on one run or several.
+
+    Attributes:
+        runs: in the order given.
+        findings: of all runs, worst first.
+        compared: one row a run where there are several, else empty.
+        figures: those that can be drawn.
+        absent: (title, reason) of those that can't.
+        definitions: (metric, unit, definition) of every metric that was recorded.
+    """
+
+    runs: list[RunView]
+    findings: list[FindingView]
+    compared: list[Comparison]
+    figures: list[FigureKind]
+    absent: list[tuple[str, str]]
+    definitions: list[tuple[str, str, str]]
+
+    @property
+    def title(self) -> str:
+        names = [r.run.name for r in self.runs]
+        return " · ".join(names) if len(names) <= 3 else f"{len(names)} runs compared"
+
+    def counts(self, run: int | None = None) -> dict[str, int]:
+        """Findings by severity, worst first."""
+        found = [v.finding.severity for v in self.findings if run in (None, v.run)]
+        return {s: found.count(s) for s in WORST_FIRST}
+
+    def reaches(self, severity: str) -> bool:
+        """Whether any finding is at least that severe."""
+        enough = WORST_FIRST[: [*WORST_FIRST].index(severity) + 1]
+        return any(v.finding.severity in enough for v in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """One line: how many findings of which severity."""
+        return verdict(self.counts())
+
+    @property
+    def marks(self) -> list[Mark]:
+        return [v.mark for v in self.findings]
+
+
+def build(runs: Sequence[Run]) -> Page:
+    """Judge the runs and gather what a report on them says."""
+    checks = [check(r) for r in runs]
+    figures = [k for k in FIGURES if not k.missing(runs)]
+    return Page(
+        runs=[
+            RunView(r, c, _facts(r), _tiles(r), _details(r))
+            for r, c in zip(runs, checks, strict=True)
+        ],
+        findings=_views(checks, figures),
+        compared=compare(runs) if len(runs) > 1 else [],
+        figures=figures,
+        absent=[(k.title, k.missing(runs)) for k in FIGURES if k not in figures],
+        definitions=_definitions(runs),
+    )
+
+
+def verdict(counts: dict[str, int]) -> str:
+    """{"critical": 1, "warning": 2, "info": 0} → "1 critical, 2 warnings"."""
+    names = {"critical": ("critical",) * 2, "warning": ("warning", "warnings")}
+    parts = [f"{n} {names.get(s, ('note', 'notes'))[n != 1]}" for s, n in counts.items() if n]
+    return ", ".join(parts) or "No findings"
+
+
+def last_values(run: Run) -> dict[str, tuple[int, float]]:
+    """Name of each scalar → (step, value) of the last time it was logged."""
+    table = run.frame("scalar", "value")
+    last = table.sort_values("step", kind="stable").groupby("site", sort=False).tail(1)
+    return {
+        str(site): (int(step), float(value))
+        for site, step, value in zip(last["site"], last["step"], last["value"], strict=True)
+    }
+
+
+def compare(runs: Sequence[Run]) -> list[Comparison]:
+    """Final values side by side, and how much gradient arrives at the first layer."""
+    rows = []
+    for run, ends in zip(runs, depth_ends(runs), strict=True):
+        loss, accuracy, val_accuracy = _headlines(run)
+        rows.append(
+            Comparison(
+                loss,
+                accuracy,
+                val_accuracy,
+                ends.first if ends else None,
+                ends.last if ends else None,
+                ends.ratio if ends else None,
+            )
+        )
+    return rows
+
+
+_HEADLINES = {
+    "final loss": ("loss", "train_loss", "train/loss"),
+    "final accuracy": ("accuracy", "acc", "train_accuracy", "train/accuracy"),
+    "validation accuracy": ("val_accuracy", "val_acc", "val/accuracy", "valid_accuracy"),
+}
+
+
+def _headlines(run: Run) -> list[float | None]:
+    last = last_values(run)
+    return [next((last[n][1] for n in names if n in last), None) for names in _HEADLINES.values()]
+
+
+def _views(checks: Sequence[Check], figures: Sequence[FigureKind]) -> list[FindingView]:
+    found = [(run, f) for run, c in enumerate(checks) for f in c.findings]
+    # Stable: within a severity, a run's findings stay in their order, causes first.
+    found.sort(key=lambda item: WORST_FIRST.index(item[1].severity))
+    labels = {(run, id(f)): f"F{i}" for i, (run, f) in enumerate(found, 1)}
+    views = []
+    for run, f in found:
+        cause = next(
+            (labels[run, id(c)] for c in checks[run].findings if f.cause and c.rule == f.cause), ""
+        )
+        views.append(FindingView(labels[run, id(f)], run, f, shown_by(f, figures), cause))
+    return views
+
+
+def shown_by(finding: Finding, figures: Sequence[FigureKind]) -> tuple[FigureKind, ...]:
+    """The figures that show a finding's evidence, the most direct first."""
+    exact = [k for k in figures if (finding.view.kind, finding.view.metric) in k.shows]
+    loose = [k for k in figures if (finding.view.kind, "*") in k.shows and k not in exact]
+    return (*exact, *loose)
+
+
+def _facts(run: Run) -> list[str]:
+    model = run.meta.get("model") or {}
+    steps = run.steps
+    facts = []
+    if model.get("class"):
+        facts.append(str(model["class"]))
+    if isinstance(model.get("parameters"), int):
+        facts.append(f"{number(model['parameters'])} parameters")
+    first, last = number(int(steps[0])), number(int(steps[-1]))
+    span = f"step {first}" if len(steps) == 1 else f"steps {first}–{last}"
+    facts.append(f"{span}, {number(len(steps))} recorded")
+    ranks = {c.rank for c in run.columns}
+    if len(ranks) > 1:
+        facts.append(f"{len(ranks)} ranks, averaged")
+    if run.meta.get("created"):
+        facts.append(str(run.meta["created"]).replace("T", " ")[:16])
+    return facts
+
+
+def _tiles(run: Run) -> list[tuple[str, str]]:
+    found = zip(_HEADLINES, _headlines(run), strict=True)
+    tiles = [(title, number(value)) for title, value in found if value is not None]
+    ends = depth_ends([run])[0]
+    if ends and math.isfinite(ends.ratio):
+        tiles.append(("gradient, first / last layer", number(ends.ratio, 2)))
+    return tiles
+
+
+def _details(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    meta = run.meta
+    model = {k: v for k, v in (meta.get("model") or {}).items() if k != "text"}
+    general = {
+        "file": run.path.name if run.path else None,
+        "created": meta.get("created"),
+        "status": meta.get("status"),
+        "recorded every": f"{meta['every']} steps" if "every" in meta else None,
+        "git commit": meta.get("git_commit"),
+        "command": " ".join(map(str, meta.get("argv") or [])),
+    }
+    versions = {k: meta.get(k) for k in ("gradscope", "torch", "python", "platform")}
+    seconds = {k: f"{number(float(v))} s" for k, v in (meta.get("timings") or {}).items()}
+    groups = {
+        "Recording": general,
+        "Model": model,
+        "Optimizer": meta.get("optimizer") or {},
+        "Arguments": meta.get("args") or {},
+        "Versions": versions,
+        "Timings": seconds,
+    }
+    listed = [
+        (
+            title,
+            [(str(k).replace("_", " "), _text(v)) for k, v in group.items() if v not in (None, "")],
+        )
+        for title, group in groups.items()
+    ]
+    return [(title, rows) for title, rows in listed if rows]
+
+
+def _definitions(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    recorded = {c.metric for r in runs for c in r.columns}
+    if "grad_norm" in recorded:
+        recorded.add("grad_rms")
+    return [(name, m.unit, m.definition) for name, m in METRICS.items() if name in recorded]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(v) for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
+    return str(value)

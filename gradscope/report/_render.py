@@ -1,0 +1,113 @@
+"""A `Page` as files: the HTML with its figures inside, the same figures as PNG, the findings."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import warnings
+from dataclasses import dataclass
+
+import jinja2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from gradscope._version import __version__
+from gradscope.figures import DARK, LIGHT, FigureKind, Theme
+from gradscope.figures._text import aligned, number
+from gradscope.report._files import PAGE, figure_path
+from gradscope.report._page import Page, verdict
+
+DPI = 144
+"""Half as many pixels again as the page is wide: sharp on most screens, small enough to mail."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure as it stands in the page."""
+
+    kind: FigureKind
+    caption: str
+    alt: str
+    light: str
+    dark: str
+    width: int
+    height: int
+
+
+def files(page: Page) -> dict[str, bytes]:
+    """Relative path → content of everything in a report's directory."""
+    made: dict[str, bytes] = {}
+    pictures = []
+    for kind in page.figures:
+        light, dark = _drawn(page, kind, LIGHT), _drawn(page, kind, DARK)
+        made[figure_path(kind.name)] = _png(light)
+        caption = kind.caption if len(page.runs) == 1 else kind.caption_several
+        alt = f"{kind.title}: {page.title}. How to read it is described below the figure."
+        height, width, _ = light.shape
+        pictures.append(Picture(kind, caption, alt, _uri(light), _uri(dark), width, height))
+    made["findings.json"] = findings_json(page).encode()
+    made[PAGE] = html(page, pictures).encode()
+    return made
+
+
+def html(page: Page, pictures: list[Picture]) -> str:
+    """The page; everything that comes from a run is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gradscope.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["aligned"] = aligned
+    environment.filters["verdict"] = verdict
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        page=page, pictures=pictures, version=__version__, light=LIGHT, dark=DARK
+    )
+
+
+def findings_json(page: Page) -> str:
+    """The findings and what was checked, one entry a run, as strict JSON."""
+    runs = [
+        {
+            "name": view.run.name,
+            "path": str(view.run.path) if view.run.path else None,
+            "steps": [int(view.run.steps[0]), int(view.run.steps[-1])],
+            "recorded_steps": len(view.run.steps),
+            **view.check.to_dict(),
+        }
+        for view in page.runs
+    ]
+    content = {"gradscope": __version__, "runs": runs}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _drawn(page: Page, kind: FigureKind, theme: Theme) -> np.ndarray:
+    """uint8 (height, width, 4): the figure's pixels."""
+    figure = kind([v.run for v in page.runs], page.marks, theme)
+    assert isinstance(figure, Figure), f"{kind.name} was listed as available"
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # A name in a script that no installed font covers shows as boxes, which is enough.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def _uri(pixels: np.ndarray) -> str:
+    """Lossless WebP: half the size of the PNG."""
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="webp", pil_kwargs={"lossless": True, "quality": 50})
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
