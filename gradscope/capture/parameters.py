@@ -133,7 +133,7 @@ class Parameters:
 class _Batch:
     """Weights of one device and dtype, and where they are copied to."""
 
-    weights: list[nn.Parameter]
+    weights: list[Tensor]
     copies: list[Tensor]
     weight_slots: list[int]
     ratio_slots: list[int]
