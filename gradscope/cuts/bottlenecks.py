@@ -1,0 +1,155 @@
+"""`bottlenecks`: how few numbers per sample link the parts of a model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import nn
+
+from gradscope.capture.naming import INPUT, OUTPUT
+from gradscope.cuts.cut import Cut
+from gradscope.cuts.flow import minimum_vertex_cut
+from gradscope.cuts.forward import Forward, observe
+from gradscope.cuts.labels import Labels
+from gradscope.cuts.sites import SoftmaxSite, consecutive, softmax_sites
+from gradscope.cuts.tensors import TensorGraph
+from gradscope.errors import GradscopeError
+
+
+def bottlenecks(
+    model: nn.Module,
+    closure: Callable[[], Any],
+    source: str | None = None,
+    sink: str | None = None,
+    *,
+    batch_size: int | None = None,
+) -> list[Cut]:
+    """The narrowest places that information has to pass in a model, in numbers per sample.
+
+    With neither source nor sink: between input and output, and between every two consecutive
+    attention softmaxes, from the latent of one (what its logits are computed from) to that of
+    the next. Else the one cut between source and sink.
+
+    The closure is run once. Buffers, gradients and random states are left as they were.
+
+    What autograd doesn't see is not followed: `detach()`, code under `torch.no_grad()` after
+    the first differentiable operation, the inside of reentrant checkpointing, a softmax made
+    by hand from exp and sum (its parts are seen, but it is no softmax site). Arguments named
+    "…mask" are no inputs.
+
+    Args:
+        model: the model.
+        closure: runs the forward pass and returns the loss, as for `optimizer.step(closure)`;
+            calling `backward` inside is allowed. A batch of two samples or more is best: with
+            one, constants among the inputs can't be told from data.
+        source: a module's path, "(input)", or the name of a softmax site with ":softmax"
+            added. "path#1" is the second call of a module, "path[0]" and "path.field" are one
+            of several tensors that it returned. By default "(input)".
+        sink: likewise, by default "(output)".
+        batch_size: samples in the closure's batch. By default the first dimension of the first
+            input; the second if that is the batch of a module with `batch_first=False`.
+
+    Returns:
+        Cuts, input to output first, then between softmaxes in forward order.
+
+    Raises:
+        GradscopeError: for a name that is unknown or carries nothing of the input, or a
+            closure that doesn't run the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise GradscopeError(
+            f"bottlenecks() takes a torch.nn.Module, not {type(model).__name__}: {model!r:.80}"
+        )
+    if not callable(closure):
+        raise GradscopeError(f"closure must be a function without arguments, not {closure!r:.80}")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise GradscopeError(f"batch_size must be a positive integer, not {batch_size!r}")
+    forward = observe(model, closure, batch_size)
+    tensors = forward.tensors
+    labels = Labels.of_modules(tensors, forward.names, forward.inputs)
+    if source is None and sink is None:
+        inside = softmax_cuts(tensors, labels, forward.batch_size)
+    else:
+        inside = []
+    places = _Places(forward, labels)
+    ends = places.find(source or INPUT), places.find(sink or OUTPUT)
+    return [cut_between(tensors, labels, *ends, "module", forward.batch_size), *inside]
+
+
+def softmax_cuts(tensors: TensorGraph, labels: Labels, batch_size: int) -> list[Cut]:
+    """The cut between the latents of every two consecutive softmax sites, in forward order."""
+    sites = softmax_sites(tensors)
+    names = labels.sites(sites)
+    return [
+        cut_between(
+            tensors,
+            labels,
+            (names[i], sites[i].latents),
+            (names[j], sites[j].latents),
+            "softmax",
+            batch_size,
+        )
+        for i, j in consecutive(tensors, sites)
+    ]
+
+
+def cut_between(
+    tensors: TensorGraph,
+    labels: Labels,
+    source: tuple[str, Collection[int]],
+    sink: tuple[str, Collection[int]],
+    kind: str,
+    batch_size: int,
+) -> Cut:
+    """The cut between two sets of tensors, each given with its name."""
+    chosen = minimum_vertex_cut(
+        tensors.parents, tensors.numel, source[1], sink[1], labels.preference
+    )
+    order = sorted(chosen, key=tensors.forward_position)
+
+    def per_sample(which: Collection[int]) -> float:
+        numel = sum(tensors.numel[t] for t in set(which))
+        return numel // batch_size if numel % batch_size == 0 else numel / batch_size
+
+    return Cut(
+        source=source[0],
+        sink=sink[0],
+        kind=kind,
+        width=per_sample(chosen),
+        tensors=tuple(labels[t] for t in order),
+        shapes=tuple(labels.shape(t) for t in order),
+        source_width=per_sample(source[1]),
+        sink_width=per_sample(sink[1]),
+    )
+
+
+class _Places:
+    """What the names that users give stand for."""
+
+    def __init__(self, forward: Forward, labels: Labels) -> None:
+        self._found: dict[str, Collection[int]] = {
+            **{name: [tensor] for name, tensor in forward.inputs.items()},
+            **forward.returned,
+            INPUT: list(forward.inputs.values()),
+            OUTPUT: forward.outputs,
+        }
+        sites: list[SoftmaxSite] = softmax_sites(forward.tensors)
+        for name, site in zip(labels.sites(sites), sites, strict=True):
+            explicit = name if ":softmax" in name else f"{name}:softmax"
+            self._found[explicit] = site.latents
+
+    def find(self, name: str) -> tuple[str, Collection[int]]:
+        if name not in self._found:
+            close = difflib.get_close_matches(name, self._found, n=3, cutoff=0.4)
+            raise GradscopeError(
+                f"the closure did not call a module {name!r}; did you mean "
+                f"{' or '.join(map(repr, close or list(self._found)[:3]))}?"
+            )
+        if not self._found[name]:
+            raise GradscopeError(
+                f"what {name!r} returned does not depend on the model's input, as far as "
+                "autograd sees: it is a constant, or was computed under torch.no_grad()"
+            )
+        return name, self._found[name]

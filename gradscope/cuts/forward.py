@@ -1,0 +1,250 @@
+"""One forward pass of a user's closure, observed: its graph of tensors, with names."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradscope.capture.calls import Call, CallRecorder
+from gradscope.capture.naming import INPUT, OUTPUT, Names, Place
+from gradscope.capture.walk import Graph, tensors_in, walk
+from gradscope.cuts.inputs import Entrances
+from gradscope.cuts.tensors import TensorGraph, shape_at, tensor_graph
+from gradscope.cuts.untouched import untouched
+from gradscope.errors import GradscopeError
+
+_in_backward: Callable[[], int] = torch._C._current_graph_task_id
+
+
+@dataclass
+class Forward:
+    """What one forward pass showed.
+
+    Attributes:
+        tensors: what carries information from the inputs.
+        names: of the autograd graph's nodes.
+        inputs: name → tensor, where the inputs come in.
+        outputs: tensors that the model returned.
+        returned: name of a module call ("path", "path#1" for the second) or of a field of what
+            it returned → tensors.
+        batch_size: samples.
+    """
+
+    tensors: TensorGraph
+    names: Names
+    inputs: dict[str, int]
+    outputs: list[int]
+    returned: dict[str, list[int]]
+    batch_size: int
+
+
+def observe(model: nn.Module, closure: Callable[[], Any], batch_size: int | None) -> Forward:
+    """Run the closure once, leaving model, gradients and random states as they were.
+
+    Raises:
+        GradscopeError: when the closure doesn't run the model with gradients, or no input or
+            batch size can be found.
+    """
+    root = getattr(model, "_orig_mod", model)  # as it was before torch.compile
+    if any(map(is_lazy, [*root.parameters(), *root.buffers()])):
+        raise GradscopeError(
+            "the model has lazy modules without parameters yet: run one forward pass first"
+        )
+    watch = _Watch(root)
+    watch.run(closure)
+    graph = _graph_of(watch.calls)
+    if not graph.nodes:
+        raise GradscopeError(
+            "nothing that the closure ran in this model requires a gradient: closure() must run "
+            "the model's forward pass, outside of torch.no_grad() and inference_mode()"
+        )
+    size = batch_size or watch.batch_size()
+    sources = _sources(graph, watch.entrances.found, size)
+    tensors = tensor_graph(graph, sources)
+    outputs = _outputs(tensors, watch.calls)
+    names = Names(graph, watch.calls, watch.paths, {})
+    return Forward(
+        tensors,
+        names,
+        _inputs(tensors, sources, outputs),
+        outputs,
+        _returned(tensors, watch.calls, watch.paths),
+        size,
+    )
+
+
+class _Watch:
+    """What happened during one run of a closure."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.calls: list[Call] = []
+        self.entrances = Entrances()
+        self._depth = 0
+        self._layouts: list[int] = []  # batch sizes by modules that know their layout
+
+    def run(self, closure: Callable[[], Any]) -> None:
+        recorder = CallRecorder(self.paths, self.calls.extend, _raise)
+        with ExitStack() as stack:
+            stack.enter_context(untouched(self.model))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_without_compiling())
+            stack.enter_context(self.entrances)
+            for module in self.paths:
+                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
+                stack.callback(before.remove)
+                after = module.register_forward_hook(self._after, always_call=True)
+                stack.callback(after.remove)
+            stack.callback(recorder.disarm)
+            recorder.arm()
+            # Compiled modules warn of the recorder's hooks, which they run once more.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message=".*global hooks on modules")
+            closure()
+
+    def batch_size(self) -> int:
+        """By a module that declares its layout (`batch_first`), else the first dimension."""
+        if self.entrances.first is None:
+            raise GradscopeError(
+                "no tensor was found among the model's inputs to tell the batch size: "
+                "give batch_size="
+            )
+        shape = self.entrances.first.shape
+        if len(shape) > 1 and shape[1] in self._layouts and shape[0] not in self._layouts:
+            return shape[1]
+        return shape[0]
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if _in_backward() != -1:  # recomputed by activation checkpointing
+            return None
+        self._depth += 1
+        given = [t for _, t in tensors_in([*args, *kwargs.values()])]
+        batch_first = getattr(module, "batch_first", None)
+        if isinstance(batch_first, bool) and given and given[0].dim() == 3:
+            self._layouts.append(given[0].shape[0 if batch_first else 1])
+        return self.entrances.admit(module, args, kwargs) if self._depth == 1 else None
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if _in_backward() == -1:
+            self._depth -= 1
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _without_compiling() -> Any:
+    """Compiled regions, run as they were written: autograd then sees inside them."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def _graph_of(calls: list[Call]) -> Graph:
+    return walk(
+        t.grad_fn for call in calls for _, t in tensors_in(call.output) if t.grad_fn is not None
+    )
+
+
+def _sources(graph: Graph, found: dict[tuple[Any, int], str], batch_size: int) -> dict[Place, str]:
+    """Entrances in the graph. Constants, which have no batch, are none."""
+    places = {
+        (graph.index[node], output): name
+        for (node, output), name in found.items()
+        if node in graph.index
+    }
+    batched = {p: n for p, n in places.items() if _has_batch(shape_at(graph, p), batch_size)}
+    if not places:
+        raise GradscopeError(
+            "no input of the model leads to its output: gradscope follows tensors among the "
+            "arguments of the model's forward (in lists, tuples, dicts and dataclasses too)"
+        )
+    return batched or places
+
+
+def _has_batch(shape: tuple[int, ...] | None, batch_size: int) -> bool:
+    if shape is None:
+        return True
+    return batch_size in shape or (len(shape) > 0 and shape[0] % batch_size == 0)
+
+
+def _inputs(tensors: TensorGraph, sources: dict[Place, str], outputs: list[int]) -> dict[str, int]:
+    """Entrances that are inputs, with their names.
+
+    What is computed from another one is none: the state that a recurrent loop passes on, a
+    look-up by index in features. What doesn't lead to the output is none either.
+    """
+    first = {p: n for p, n in sources.items() if not tensors.parents[tensors.at[p]]}
+    origins = tensors.origins([[tensors.at[p]] for p in first])
+    leading = 0
+    for output in outputs:
+        leading |= origins[output]
+    inputs = {p: n for i, (p, n) in enumerate(first.items()) if leading >> i & 1} or first
+    if len(inputs) == 1:
+        (place,) = inputs
+        return {INPUT: tensors.at[place]}
+    taken: Counter[str] = Counter()
+    found = {}
+    for place, name in inputs.items():
+        number = taken[name]
+        taken[name] += 1
+        label = f"{INPUT}.{name}" if name else INPUT
+        found[f"{label}#{number}" if number or not name else label] = tensors.at[place]
+    return found
+
+
+def _outputs(tensors: TensorGraph, calls: list[Call]) -> list[int]:
+    """What the outermost calls returned, unless a later one went on from there."""
+    groups = []
+    for call in calls:
+        if call.depth == 0:
+            returned = [t for _, t in tensors_in(call.output)]
+            # A model that returns its loss too returns it as a number.
+            whole = [t for t in returned if t.dim()] or returned
+            groups.append([i for t in whole if (i := _tensor(tensors, t)) is not None])
+    origins = tensors.origins(groups)
+    found: dict[int, None] = {}
+    later = 0  # bit i: a call after this one went on from call i
+    for i, group in reversed(list(enumerate(groups))):
+        if not later >> i & 1:
+            found.update(dict.fromkeys(group))
+        for tensor in group:
+            later |= origins[tensor]
+    return list(found)
+
+
+def _returned(
+    tensors: TensorGraph, calls: list[Call], paths: dict[nn.Module, str]
+) -> dict[str, list[int]]:
+    seen: Counter[str] = Counter()
+    found: dict[str, list[int]] = {}
+    for call in sorted(calls, key=lambda c: (c.start, c.depth)):
+        path = paths[call.module] or OUTPUT
+        name = f"{path}#{seen[path]}" if seen[path] else path
+        seen[path] += 1
+        fields = [
+            (field, at)
+            for field, t in tensors_in(call.output)
+            if (at := _tensor(tensors, t)) is not None
+        ]
+        found[name] = list(dict.fromkeys(at for _, at in fields))
+        for field, at in fields:
+            if field:
+                found[name + field] = [at]
+    return found
+
+
+def _tensor(tensors: TensorGraph, tensor: Tensor) -> int | None:
+    node = tensors.graph.index.get(tensor.grad_fn)
+    return None if node is None else tensors.at.get((node, tensor.output_nr))
