@@ -3,6 +3,7 @@
 from gradscope._version import __version__
 from gradscope.capture.scope import Scope, attach
 from gradscope.errors import GradscopeError, RunError
+from gradscope.report import report
 from gradscope.run import METRICS, Run, Site
 from gradscope.store import load, save
 
@@ -16,5 +17,6 @@ __all__ = [
     "__version__",
     "attach",
     "load",
+    "report",
     "save",
 ]

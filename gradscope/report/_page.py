@@ -145,7 +145,7 @@ class Page:
 
     def counts(self, run: int | None = None) -> dict[str, int]:
         """Findings by severity, worst first."""
-        found = [v.finding.severity for v in self.findings if run in (None, v.run)]
+        found: list[str] = [v.finding.severity for v in self.findings if run in (None, v.run)]
         return {s: found.count(s) for s in WORST_FIRST}
 
     def reaches(self, severity: str) -> bool:
