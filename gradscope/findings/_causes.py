@@ -18,7 +18,12 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "exploding-gradient": ("update-too-large",),
     "update-too-large": ("exploding-gradient",),
     "peaked-softmax": ("update-too-large",),
-    "vanishing-gradient": ("update-too-large", "peaked-softmax", "diffuse-softmax"),
+    "vanishing-gradient": (
+        "update-too-large",
+        "peaked-softmax",
+        "diffuse-softmax",
+        "cancelling-fork",
+    ),
     "starved-pathway": ("update-too-large", "peaked-softmax", "diffuse-softmax"),
     "no-update": ("non-finite", "update-too-large", "vanishing-gradient"),
 }
@@ -76,17 +81,22 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
     # A gradient that explodes along depth makes large updates; one that bursts at some step is
     # made by them.
     if pair == ("update-too-large", "exploding-gradient"):
-        return cause.evidence.get("along") == "depth"
+        return cause.evidence["along"] == "depth"
     if pair == ("exploding-gradient", "update-too-large"):
-        return symptom.evidence.get("along") == "time"
+        return symptom.evidence["along"] == "time"
     if cause.rule == "update-too-large" and symptom.rule != "non-finite":
         return cause.first_step < symptom.first_step
     if pair == ("no-update", "non-finite"):
-        return symptom.evidence.get("share_of_parameters") == 1.0
+        return symptom.evidence["share_of_parameters"] == 1.0
+    if pair == ("vanishing-gradient", "cancelling-fork"):
+        # What is left at the fork has to be as little as what is lost at the steepest place.
+        drop = symptom.evidence["largest_drop_decades"]
+        return cause.evidence["agreement"] <= (0.0 if drop is None else 10 ** (-drop / 2))
     return pair not in _LOCAL or bool(_structures(symptom) & _structures(cause))
 
 
 def _structures(finding: Finding) -> set[str]:
-    """The repeated structures a finding's sites lie in: "layers." of "layers.3.softmax"."""
-    roles = (role_of(site)[0] for site in (finding.site, *finding.view.sites))
+    """The repeated structures a finding lies in: "layers." of "layers.3.softmax"."""
+    view = finding.view
+    roles = (role_of(place)[0] for place in (finding.site, *view.sites, *view.edges))
     return {role.split("*")[0] for role in roles if "*" in role}

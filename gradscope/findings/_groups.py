@@ -9,11 +9,16 @@ from collections.abc import Iterable
 from gradscope.findings._ladders import role_of
 
 
+def anonymous(name: str) -> str:
+    """A name without what tells repetitions apart: the role, without the call's number."""
+    return re.sub(r"#\d+", "", role_of(name)[0])
+
+
 def by_role(sites: Iterable[str]) -> dict[str, list[str]]:
     """Role → its sites, in the order given. The call's number does not make a role."""
     roles: dict[str, list[str]] = defaultdict(list)
     for site in sites:
-        roles[re.sub(r"#\d+", "", role_of(site)[0])].append(site)
+        roles[anonymous(site)].append(site)
     return dict(roles)
 
 

@@ -112,7 +112,7 @@ class Signals:
         for i, c in enumerate(run.columns):
             if c.kind == kind and c.metric == metric and bool(c.edge) == edges:
                 wanted.setdefault((c.site, c.edge), []).append(i)
-        keys = sorted(wanted, key=lambda k: self._order(kind, k[0]))
+        keys = sorted(wanted, key=lambda k: (self._order(kind, k[0]), *k))
         place = np.full(len(run.columns), -1, dtype=np.int64)
         for j, key in enumerate(keys):
             place[wanted[key]] = j

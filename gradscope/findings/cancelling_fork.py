@@ -5,8 +5,8 @@ with each other give 1, equal ones √E, opposed ones 0, whatever the number of 
 cancellation = 1 − ‖Σ g_e‖ / Σ‖g_e‖, which is 0.9 for a hundred independent terms. The rule fires
 where agreement stays under `AGREEMENT` for nearly the whole run, its start included.
 
-Source: cancellation (design page, section 4) against its value for independent terms; conflict
-of gradients as a fault: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020.
+Source: the metric cancellation against its value for independent terms; conflict of gradients as
+a fault: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020.
 
 Severity. Warning: what lies before the fork learns from what two larger forces leave over. Info
 where fewer than three steps were recorded.

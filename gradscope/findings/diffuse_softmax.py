@@ -4,7 +4,7 @@ Definition. Normalised entropy of at least `ENTROPY`, mean over rows, at nearly 
 of a run long enough to have left initialisation, and still so at its end. For uniform p the
 Jacobian is (I − 11ᵀ/n)/n: what passes is at most 1/n of the gradient, whatever the logits.
 
-Source: the Jacobian (design page, section 4).
+Source: the Jacobian of softmax.
 
 Severity. Attention is uniform at initialisation, so a start is no finding, nor is a run of fewer
 than `STEPS` optimizer steps or `RECORDED` recorded ones. Warning where most softmaxes of the run

@@ -12,10 +12,10 @@ ICML 2013 (growth along depth, bursts in time, clipping as the remedy).
 
 Severity. Critical if the gradient or the loss ends non-finite, or the run ends no better than it
 began after a burst. Info for a burst the loss recovered from, for growth along depth that was
-over within half of the run, and for one module called again and again. Warning otherwise.
+over within half of the run or seen at fewer than three recorded steps. Warning otherwise.
 
-Silent while the gradient merely rises from a flat start, where growth stays within what
-residual and normalised nets show, and for a burst without a consequence in the logged loss.
+Silent while the gradient rises as a plateau ends, and where growth stays within what residual and
+normalised nets show.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gradscope.findings._signals import Matrix, Signals, quiet_median
 from gradscope.findings._training import level, progress
 
 DECADES = 3.0  # residual nets without normalisation double the variance per block: 2.4 in 16
-STEEP_DECADES, STEEP = 2.0, 0.4  # a factor 2.5 at every layer; healthy nets stay under 1.6
+STEEP_DECADES, STEEP = 2.0, 0.3  # a factor 2 at every layer; healthy nets stay under 1.6
 SHARED_DECADES = 5.0  # an early time step sums the gradients of all later ones
 HELD = 0.2  # share of the run that makes a spell at its end matter
 MOST = 0.5  # share of the run that matters though it is over
@@ -122,7 +122,7 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
 def _growth_severity(decay: Decay, spell: Spell, broken: bool) -> Severity:
     if broken:
         return "critical"
-    if decay.shared or spell.share < (HELD if spell.ongoing else MOST):
+    if not spell.persistent or spell.share < (HELD if spell.ongoing else MOST):
         return "info"
     return "warning"
 

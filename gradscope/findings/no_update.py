@@ -9,7 +9,7 @@ Definition. Three states, over the whole run:
 A vector (a bias, a norm's scale) counts only along with all other parameters of its module.
 
 Source: 2⁻²⁴, half the spacing of float32 around 1, below which w + Δ rounds to w; SageMaker
-Debugger's UpdateTooSmall uses 10⁻⁸.
+Debugger's limit is 10⁻⁸.
 
 Severity. Critical for what can not learn although it should: stuck, zero, and none where that is
 `MANY` of all trainable elements and includes the first of the model or several modules (a
@@ -102,7 +102,7 @@ def _states(signals: Signals, trainable: list[str]) -> dict[str, str]:
     for name in trainable:
         if name not in norms:
             states[name] = "none"
-        elif np.nanmax(np.append(np.abs(norms.column(name)), 0)) == 0:
+        elif (norms.column(name)[norms.present[:, norms.sites.index(name)]] == 0).all():
             states[name] = "zero"
         elif _is_stuck(ratios.get(name, _NONE)) and not relative.get(name, np.inf) < MATTERS:
             states[name] = "stuck"

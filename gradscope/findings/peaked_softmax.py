@@ -5,7 +5,7 @@ under `ENTROPY`, mean max_prob above `MAX_PROB`, and what was measured of gain a
 under `PASSES`. The Jacobian diag(p) − ppᵀ goes to 0 as p becomes one-hot, so the logits, and
 what computes them, stop learning. A softmax over one element is the extreme: constant 1.
 
-Source: the Jacobian (design page, section 4); Zhai et al., "Stabilizing Transformer Training by
+Source: the Jacobian of softmax; Zhai et al., "Stabilizing Transformer Training by
 Preventing Attention Entropy Collapse", ICML 2023 (collapse goes with instability).
 
 Severity. Attention that has learned where to look is peaked, too, and is no fault. What matters

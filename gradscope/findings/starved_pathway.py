@@ -4,27 +4,27 @@ Definition. At a fork with edges e, share_e = ‖g_e‖ / √Σ‖g_e‖². An e
 share stays under `SHARE` for most of the run and still is at its end. All edges carry gradients of
 the same tensor, so shares compare without any regard to size.
 
-Source: contributions at forks (design page, section 4).
+Source: what autograd adds up at a fork, by the multivariate chain rule.
 
 Severity. Warning: what lies behind the edge does not take part in shaping this tensor. Info where
 the share is rising (a branch that starts near 0, such as LayerScale or a zero-initialised
-residual), where the consumer lies in no module (an auxiliary term of the loss, small on purpose),
-and where fewer than three steps were recorded.
+residual), where the consumer is no part of the model (an auxiliary term of the loss, small on
+purpose), and where fewer than three steps were recorded.
 
-Silent about parameters and forks that normalise (see `_forks`).
+Silent about parameters and forks that normalise (see `_forks`), and about edges whose gradient is
+exactly 0 throughout: what a slice leaves out was not meant to count (parameters behind such an
+edge are no-update's).
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._forks import Fork, forks
-from gradscope.findings._groups import listed
-from gradscope.findings._ladders import role_of
+from gradscope.findings._groups import anonymous, listed
 from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
@@ -59,9 +59,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         for e, edge in enumerate(fork.edges):
             known = np.isfinite(shares[:, e])
             spell = longest_spell(steps, np.where(known, shares[:, e], 1.0) < SHARE, known)
-            if spell is not None and spell.share >= HELD and spell.ongoing:
-                role = (role_of(fork.site)[0], role_of(edge.partition("#")[0])[0])
-                groups.setdefault(role, []).append(Starved(fork, edge, spell, shares[:, e]))
+            never = not (shares[known, e] > 0).any()
+            if spell is not None and spell.share >= HELD and spell.ongoing and not never:
+                found = Starved(fork, edge, spell, shares[:, e])
+                groups.setdefault((anonymous(fork.site), anonymous(edge)), []).append(found)
     return [_finding(group) for group in groups.values()]
 
 
@@ -108,7 +109,7 @@ def _finding(group: list[Starved]) -> Finding:
 
 
 def _severity(group: list[Starved], rising: bool) -> Severity:
-    outside = all(re.match(r"(\((loss|output)\))?:", s.edge) for s in group)
+    outside = all(s.edge == "(outside)" for s in group)
     if rising or outside or not any(s.spell.persistent for s in group):
         return "info"
     return "warning"

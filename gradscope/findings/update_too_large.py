@@ -5,13 +5,12 @@ matrices (vectors and weights that start at 0 left out: theirs is large by natur
 where it reaches `REWRITES` at any step; where it is at least `LARGE` for `HELD` of the measured
 steps; or where it started at `FAST` or more and the loss got nowhere.
 
-Source: the rule of thumb of 10⁻³ for update to weight (Bengio, "Practical recommendations for
-gradient-based training of deep architectures", 2012); SageMaker Debugger's UpdateTooLarge, at 10,
-comes after the fact.
+Source: the rule of thumb of 10⁻³ for update to weight (Hinton, "A practical guide to training
+restricted Boltzmann machines", 2010). SageMaker Debugger's limit of 10 comes after the fact.
 
 Severity. Critical if the run ends non-finite, or no better than it began although it rewrote its
 weights; warning if the loss got nowhere otherwise, or none was logged; info if it fell all the
-same.
+same and no step came to `REPLACES`.
 
 Silent about single large steps under `REWRITES`, such as Adam's first, while the loss falls.
 """
@@ -26,6 +25,7 @@ from gradscope.findings._signals import Matrix, Signals, quiet_median
 from gradscope.findings._training import progress
 
 REWRITES = 0.5  # half of the norm in one step; healthy runs peak at 0.15
+REPLACES = 1.0  # all of it: what had been learned is gone
 LARGE = 0.1
 HELD = 0.2  # share of the measured steps
 FAST = 0.03  # healthy runs start at 0.002 to 0.06: alone it says nothing
@@ -55,7 +55,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     severity: Severity = "warning"
     if went is not None and (went.diverged or (went.stuck and threshold == REWRITES)):
         severity = "critical"
-    elif went is not None and went.learned:
+    elif went is not None and went.learned and np.max(course[known]) < REPLACES:
         severity = "info"
     peak = int(known[np.argmax(course[known])])
     worst = ratios.sites[int(np.nanargmax(ratios.values[peak]))]

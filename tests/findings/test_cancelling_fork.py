@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from gradscope.findings import cancelling_fork as rule
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from gradscope.run import Site
+from tests.reference import synthetic as made
+
+
+def find(rows, sites=()):
+    return apply(rule.RULE, Signals(made.run(rows, sites)))
+
+
+def test_edges_that_undo_each_other():
+    (finding,) = find(made.fork("trunk", {"a:linear": 1.0, "b:linear": 1.0}, 0.02))
+    assert (finding.severity, finding.site) == ("warning", "trunk")
+    assert finding.evidence["agreement"] == pytest.approx(0.02 / np.sqrt(2), rel=1e-3)
+    assert finding.evidence["cancellation"] == pytest.approx(0.99)
+    assert set(finding.view.edges) == {"a:linear", "b:linear"}
+
+
+def test_many_independent_edges_cancel_by_chance_and_are_fine():
+    edges = {f"layers.{k}:linear": 1.0 for k in range(400)}
+    assert find(made.fork("v", edges, 20.0, steps=5)) == []  # cancellation 0.95
+
+
+def test_only_from_the_start():
+    late = np.where(np.arange(40) < 10, 1.0, 0.01)
+    assert find(made.fork("trunk", {"a:linear": 1.0, "b:linear": 1.0}, late)) == []
+
+
+def test_now_and_then_is_no_finding():
+    sometimes = np.where(np.arange(40) % 3, 1.0, 0.01)
+    assert find(made.fork("trunk", {"a:linear": 1.0, "b:linear": 1.0}, sometimes)) == []
+
+
+@pytest.mark.parametrize("op", ["norm", "linalgvectornorm", "mean", "sum", "pow", "varmean"])
+def test_normalisation_takes_back_what_it_sent(op):
+    assert isinstance(
+        find(made.fork("x", {"(output):div": 1.0, f"(output):{op}": 1.0}, 0.01)), Skipped
+    )
+
+
+def test_parameters_cancel_at_every_optimum():
+    sites = [Site("w", "parameter")]
+    assert isinstance(
+        find(made.fork("w", {"a:linear": 1.0, "a:linear#1": 1.0}, 0.01), sites), Skipped
+    )
+
+
+def test_layers_in_one_finding():
+    rows = [
+        r for k in range(5) for r in made.fork(f"layers.{k}", {"a:add": 1.0, "b:add": 1.0}, 0.01)
+    ]
+    (finding,) = find(rows)
+    assert finding.evidence["forks"] == 5
+
+
+def test_one_step_is_info():
+    assert find(made.fork("t", {"a:add": 1.0, "b:add": 1.0}, 0.01, steps=1))[0].severity == "info"
+
+
+def test_no_gradient_to_speak_of():
+    assert find(made.fork("t", {"a:add": 0.0, "b:add": 1e-300}, 0.0)) == []

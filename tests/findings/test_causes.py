@@ -1,0 +1,102 @@
+import pytest
+
+from gradscope.findings import Finding, View
+from gradscope.findings._causes import rank
+
+
+def finding(rule, severity="warning", first=0, site="a", *, edges=(), **evidence):
+    view = View("module", "grad_rms", (site,), edges=tuple(edges))
+    return Finding(rule, severity, site, first, 100, evidence, "It is so.", "Change it.", view)
+
+
+def story(*findings):
+    return [(f.rule, f.severity, f.cause) for f in rank(list(findings))]
+
+
+def test_an_explosion_that_ends_in_nan_is_one_story():
+    assert story(
+        finding("non-finite", "critical", 12),
+        finding("exploding-gradient", "warning", 8, along="time"),
+        finding("update-too-large", "info", 4),
+    ) == [
+        ("update-too-large", "critical", ""),
+        ("exploding-gradient", "critical", "update-too-large"),
+        ("non-finite", "critical", "exploding-gradient"),
+    ]
+
+
+def test_growth_along_depth_makes_the_updates_large():
+    assert story(
+        finding("update-too-large", first=0),
+        finding("exploding-gradient", first=0, along="depth"),
+    ) == [
+        ("exploding-gradient", "warning", ""),
+        ("update-too-large", "warning", "exploding-gradient"),
+    ]
+
+
+def test_a_cause_does_not_come_after_its_symptom():
+    causes = {
+        rule: cause
+        for rule, _, cause in story(
+            finding("non-finite", "critical", 3),
+            finding("exploding-gradient", first=8, along="time"),
+        )
+    }
+    assert causes == {"non-finite": "", "exploding-gradient": ""}
+
+
+@pytest.mark.parametrize(
+    ("softmax", "cause"), [("layers.2.attn", "peaked-softmax"), ("decoder.0.attn", "")]
+)
+def test_a_softmax_explains_what_vanishes_in_its_own_structure(softmax, cause):
+    found = rank(
+        [
+            finding("vanishing-gradient", site="layers.0.out", largest_drop_decades=1.0),
+            finding("peaked-softmax", site=softmax),
+        ]
+    )
+    assert {f.rule: f.cause for f in found}["vanishing-gradient"] == cause
+
+
+def test_an_edge_places_a_fork_too():
+    found = rank(
+        [
+            finding("starved-pathway", site="(output):add", edges=["layers.1.q:linear"]),
+            finding("diffuse-softmax", site="layers.0.attn"),
+        ]
+    )
+    assert found[1].cause == "diffuse-softmax"
+
+
+@pytest.mark.parametrize(("agreement", "explains"), [(0.0, True), (1e-3, True), (0.09, False)])
+def test_a_cancelling_fork_explains_no_more_than_it_cancels(agreement, explains):
+    found = rank(
+        [
+            finding("vanishing-gradient", "critical", largest_drop_decades=4.0),
+            finding("cancelling-fork", agreement=agreement),
+        ]
+    )
+    assert bool({f.rule: f.cause for f in found}["vanishing-gradient"]) == explains
+
+
+def test_a_cause_is_as_severe_as_what_it_brings_about():
+    assert story(
+        finding("vanishing-gradient", "info", site="layers.0.out", largest_drop_decades=1.0),
+        finding("no-update", "critical", site="layers.0.out.weight", share_of_parameters=0.2),
+    ) == [("vanishing-gradient", "critical", ""), ("no-update", "critical", "vanishing-gradient")]
+
+
+def test_the_first_of_several_causes():
+    found = rank(
+        [
+            finding("exploding-gradient", "info", 2, along="time", site="b"),
+            finding("exploding-gradient", "info", 0, along="depth", site="c"),
+            finding("non-finite", "critical", 9),
+        ]
+    )
+    assert [(f.site, f.severity) for f in found] == [
+        ("c", "critical"),
+        ("a", "critical"),
+        ("b", "info"),
+    ]

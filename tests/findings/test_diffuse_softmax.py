@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from gradscope.findings import diffuse_softmax as rule
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from tests.reference import synthetic as made
+
+SITES = [f"layers.{k}.attn" for k in range(4)]
+
+
+def find(rows, n=16, every=5):
+    rows = [(step * every, *rest) for step, *rest in rows]
+    return apply(rule.RULE, Signals(made.run(rows, made.softmax_sites(SITES, n))))
+
+
+def all_of(entropy, sites=SITES):
+    return [r for site in sites for r in made.softmax(site, entropy)]
+
+
+def test_uniform_for_the_whole_run():
+    (finding,) = find(all_of([0.9999] * 40))
+    assert (finding.severity, finding.site, finding.evidence["sites"]) == ("warning", SITES[0], 4)
+    assert finding.evidence["gain_times_n"] == pytest.approx(1.0, rel=0.01)
+
+
+def test_most_softmaxes_uniform_matters_though_the_loss_falls():
+    assert find(all_of([0.9999] * 40) + made.loss(2.0, 0.1))[0].severity == "warning"
+
+
+def test_one_layer_that_averages_among_others_that_select():
+    rows = all_of([0.9999] * 40, SITES[:1]) + all_of([0.5] * 40, SITES[1:])
+    assert find(rows + made.loss(2.0, 0.1))[0].severity == "info"
+    assert find(rows + made.loss(2.0, 2.0))[0].severity == "warning"
+
+
+@pytest.mark.parametrize("end", [0.98, 0.6])
+def test_attention_that_leaves_initialisation(end):
+    assert find(all_of(np.linspace(0.9999, end, 40))) == []
+
+
+def test_initialisation_alone():
+    assert isinstance(find(all_of([0.9999] * 8)), Skipped)
+    assert isinstance(find(all_of([0.9999] * 40), every=1), Skipped)
+
+
+def test_a_gain_above_uniform_is_no_finding():
+    rows = [r for s in SITES for r in made.softmax(s, [0.9999] * 40, gain=0.5)]
+    assert find(rows) == []
+
+
+def test_rows_of_two():
+    assert find(all_of([0.9999] * 40), n=2) == []

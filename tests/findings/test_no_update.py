@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+
+from gradscope.findings import no_update as rule
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from gradscope.run import Site
+from tests.reference import synthetic as made
+
+NAMES = [f"net.{k}.weight" for k in range(4)]
+
+
+def find(rows, sites=None):
+    sites = made.parameter_sites(NAMES) if sites is None else sites
+    return apply(rule.RULE, Signals(made.run(rows, sites)))
+
+
+def by_state(found):
+    return {f.evidence["state"]: f for f in found}
+
+
+def test_all_move():
+    assert find(made.parameters(NAMES)) == []
+
+
+def test_two_that_the_optimizer_does_not_move():
+    (finding,) = find(made.parameters(NAMES, ratio={NAMES[0]: 0.0, NAMES[1]: 1e-9}))
+    assert (finding.severity, finding.evidence["state"]) == ("critical", "stuck")
+    assert finding.view.sites == (NAMES[0], NAMES[1])
+    assert finding.evidence["share_of_parameters"] == 0.5
+
+
+def test_a_learning_rate_of_zero_is_one_finding():
+    (finding,) = find(made.parameters(NAMES, ratio=0.0))
+    assert finding.message.startswith("All 4 parameters have a gradient")
+
+
+def test_not_in_the_optimizer_is_said():
+    sites = made.parameter_sites(NAMES)
+    sites[0] = Site(NAMES[0], "parameter", shape=(8, 8), numel=64, note="not in the optimizer")
+    (finding,) = find(made.parameters(NAMES, ratio={NAMES[0]: 0.0}), sites)
+    assert "1 are not in it" in finding.remedy
+
+
+def lr(values):
+    return made.series("scalar", "lr", "value", values)
+
+
+def test_warm_up_from_zero():
+    rows = [r for r in made.parameters(NAMES) if r[4] != "update_ratio"]
+    ramp = np.linspace(0, 1e-3, 40)
+    for name in NAMES:
+        rows += made.series("parameter", name, "update_ratio", ramp)
+    assert find(rows + lr(ramp)) == []
+    assert find(rows) == []
+    (start,) = find([r for r in rows if r[0] == 0])  # one step recorded, lr = 0
+    assert start.severity == "info"
+
+
+def test_a_learning_rate_that_ended_at_zero():
+    rows = made.parameters(NAMES, steps=10)
+    for name in NAMES:
+        idle = made.series("parameter", name, "update_ratio", [0.0] * 200)
+        rows += [(s + 10, *rest) for s, *rest in idle]
+        rows += [(s + 10, n, k, e, "grad_norm", 0.1) for s, n, k, e, *_ in idle]
+    assert find(rows) == []
+
+
+def test_a_gradient_that_is_zero_by_symmetry():
+    names = ["conv.bias", *NAMES]
+    sites = [Site("conv.bias", "parameter", shape=(8,), numel=8), *made.parameter_sites(NAMES)]
+    rows = made.parameters(names, grad={"conv.bias": 1e-8}, ratio={"conv.bias": 1e-11})
+    assert find(rows, sites) == []
+
+
+def test_a_vector_counts_along_with_its_module():
+    names = ["net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias"]
+    shapes = {"net.0.weight": (8, 8), "net.1.weight": (8, 8)}
+    sites = [
+        Site(n, "parameter", order=i, shape=shapes.get(n, (8,)), numel=8)
+        for i, n in enumerate(names)
+    ]
+    alone = find(made.parameters(names, grad={"net.0.bias": 0.0}), sites)
+    assert alone == []
+    (both,) = find(made.parameters(names, grad={"net.0.bias": 0.0, "net.0.weight": 0.0}), sites)
+    assert both.view.sites == ("net.0.weight", "net.0.bias")
+
+
+def test_exactly_zero():
+    (finding,) = find(made.parameters(NAMES, grad={NAMES[2]: 0.0}))
+    assert (finding.evidence["state"], finding.severity) == ("zero", "critical")
+    once = made.parameters(NAMES, steps=1, grad={NAMES[2]: 0.0})
+    assert find(once)[0].severity == "info"
+
+
+def test_nan_is_not_zero():
+    assert find(made.parameters(NAMES, grad=np.nan)) == []
+
+
+def test_a_detached_start():
+    (finding,) = find(made.parameters(NAMES[2:]))
+    assert (finding.evidence["state"], finding.severity) == ("none", "critical")
+    assert finding.view.sites == tuple(NAMES[:2])
+
+
+@pytest.mark.parametrize(("size", "severity"), [(1, "info"), (64, "info")])
+def test_an_unused_module_at_the_end_is_info(size, severity):
+    sites = [*made.parameter_sites(NAMES), Site("pooler.weight", "parameter", order=9, numel=size)]
+    assert find(made.parameters(NAMES), sites)[0].severity == severity
+
+
+def test_frozen_parameters_have_no_rows_and_no_site():
+    assert find(made.parameters(NAMES[1:]), made.parameter_sites(NAMES[1:])) == []
+
+
+def test_no_parameters():
+    assert isinstance(find(made.ladder(0.1), made.ladder_sites()), Skipped)

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from gradscope.findings import non_finite as rule
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from tests.reference import synthetic as made
+
+
+def find(rows, sites=None):
+    return apply(
+        rule.RULE, Signals(made.run(rows, made.ladder_sites() if sites is None else sites))
+    )
+
+
+def spoil(rows, bad, value=np.nan):
+    return [(*r[:-1], value) if bad(r[0], r[1]) else r for r in rows]
+
+
+def test_one_finding_at_the_site_nearest_the_loss():
+    rows = spoil(made.ladder(0.1), lambda step, site: step >= 12 and site <= "layers.3.out")
+    (finding,) = find(rows)
+    assert (finding.severity, finding.site) == ("critical", "layers.3.out")
+    assert (finding.first_step, finding.last_step) == (12, 39)
+    assert finding.evidence["bad_modules"] == 4
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_infinity_counts(value):
+    assert find(spoil(made.ladder(0.1), lambda step, _: step == 39, value))
+
+
+def test_counts_of_elements_alone_are_enough():
+    rows = [*made.ladder(0.1), (39, "layers.2.out", "module", "", "nonfinite", 3.0)]
+    assert find(rows)[0].site == "layers.2.out"
+    rows = [*made.ladder(0.1), (39, "layers.2.out", "module", "", "nonfinite", 0.0)]
+    assert find(rows) == []
+
+
+def test_a_parameter_if_no_module_shows_it():
+    rows = made.ladder(0.1) + spoil(made.parameters(["w"]), lambda step, _: step == 39)
+    assert find(rows)[0].view.kind == "parameter"
+
+
+def test_a_scaler_that_overflows_now_and_then_is_info():
+    rows = spoil(made.ladder(0.1), lambda step, _: step in (0, 1, 20), np.inf)
+    (finding,) = find(rows + made.loss(2.0, 0.1))
+    assert (finding.severity, finding.evidence["ongoing"]) == ("info", False)
+
+
+def test_often_is_a_warning():
+    rows = spoil(made.ladder(0.1), lambda step, _: step % 3 == 0 and step < 38)
+    assert find(rows)[0].severity == "warning"
+
+
+def test_forward_or_backward():
+    rows = spoil(made.ladder(0.1), lambda step, _: step >= 12)
+    backward = find(rows + made.loss(2.0, 0.1))[0]
+    assert "backward pass at step 12" in backward.message
+    loss = [(s, n, k, e, m, np.nan if s >= 12 else v) for s, n, k, e, m, v in made.loss(2.0, 0.1)]
+    forward = find(rows + loss)[0]
+    assert "forward pass at step 12" in forward.message
+
+
+def test_a_lost_loss_between_recorded_steps():
+    loss = [(s, "loss", "scalar", "", "value", np.nan if s >= 31 else 1.0) for s in range(100)]
+    (finding,) = find(made.ladder(0.1, steps=30) + loss)
+    assert (finding.severity, finding.first_step, finding.site) == ("critical", 31, "loss")
+
+
+def test_a_single_nan_among_logged_losses_is_nothing():
+    loss = [(s, "loss", "scalar", "", "value", np.nan if s == 31 else 1.0) for s in range(40)]
+    assert find(made.ladder(0.1) + loss) == []
+
+
+def test_one_step():
+    rows = spoil(made.ladder(0.1, steps=1), lambda *_: True)
+    assert find(rows)[0].severity == "warning"
+    assert find([*rows, (0, "loss", "scalar", "", "value", np.nan)])[0].severity == "critical"
+
+
+def test_finite_and_nothing_to_look_at():
+    assert find(made.ladder(0.1)) == []
+    assert isinstance(find(made.softmax("a", [0.5] * 3)), Skipped)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from gradscope.findings import peaked_softmax as rule
+from gradscope.findings._rule import apply
+from gradscope.findings._signals import Signals
+from tests.reference import synthetic as made
+
+SITES = [f"layers.{k}.attn" for k in range(3)]
+
+
+def find(rows, n=16):
+    return apply(rule.RULE, Signals(made.run(rows, made.softmax_sites(SITES, n))))
+
+
+def collapse(at, steps=40):
+    return np.where(np.arange(steps) < at, 0.9, 0.01)
+
+
+def test_peaked_from_the_start():
+    rows = [r for site in SITES for r in made.softmax(site, [0.003] * 40)]
+    (finding,) = find(rows)
+    assert (finding.severity, finding.site) == ("warning", SITES[0])
+    assert finding.view.sites == tuple(SITES)
+    assert finding.evidence["from_start"]
+    assert "from the start" in finding.message
+
+
+def test_peaked_from_the_start_matters_though_the_loss_falls():
+    rows = made.softmax(SITES[0], [0.003] * 40) + made.loss(2.0, 0.1)
+    assert find(rows)[0].severity == "warning"
+
+
+def test_nothing_passes():
+    assert find(made.softmax(SITES[0], [1e-6] * 40))[0].severity == "critical"
+
+
+def test_attention_that_learned_where_to_look():
+    rows = made.softmax(SITES[0], collapse(15))
+    assert find(rows + made.loss(2.0, 0.1)) == []
+
+
+def test_a_collapse_while_the_loss_stands_still():
+    (finding,) = find(made.softmax(SITES[0], collapse(15)) + made.loss(2.0, 1.9))
+    assert (finding.severity, finding.first_step) == ("warning", 15)
+    assert find(made.softmax(SITES[0], collapse(15)))[0].severity == "info"  # no loss to tell
+
+
+def test_a_collapse_that_undid_what_was_learned():
+    losses = [*np.geomspace(3.0, 0.5, 20), *np.full(20, 1.5)]
+    rows = made.softmax(SITES[0], collapse(20)) + made.series("scalar", "loss", "value", losses)
+    assert find(rows)[0].severity == "warning"
+
+
+@pytest.mark.parametrize("entropy", [0.2, 0.6, 1.0])
+def test_ordinary_attention(entropy):
+    assert find(made.softmax(SITES[0], [entropy] * 40)) == []
+
+
+def test_a_gain_that_passes_enough_is_no_finding():
+    assert find(made.softmax(SITES[0], [0.003] * 40, gain=0.3)) == []
+
+
+def test_a_short_spell_and_a_single_step():
+    assert find(made.softmax(SITES[0], np.where(np.arange(40) < 5, 0.003, 0.5))) == []
+    assert find(made.softmax(SITES[0], [0.003]))[0].severity == "info"
+
+
+def test_a_softmax_over_one_element():
+    rows = [
+        (s, SITES[0], "softmax", "", m, v)
+        for s in range(9)
+        for m, v in (("entropy", 0.0), ("max_prob", 1.0), ("gain", 0.0))
+    ]
+    (finding,) = find(rows, n=1)
+    assert "over one element" in finding.message
+    assert "dim" in finding.remedy
+
+
+def test_unknown_entropy():
+    assert find(made.softmax(SITES[0], [np.nan] * 9)) == []

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from gradscope.findings import starved_pathway as rule
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from gradscope.run import Site
+from tests.reference import synthetic as made
+
+
+def find(rows, sites=()):
+    return apply(rule.RULE, Signals(made.run(rows, sites)))
+
+
+def test_a_negligible_edge():
+    (finding,) = find(made.fork("h", {"branch:linear": 1e-5, "main:linear": 2.0}, 2.0))
+    assert (finding.severity, finding.site) == ("warning", "h")
+    assert finding.evidence["share"] == pytest.approx(5e-6)
+    assert (finding.evidence["edge"], finding.evidence["largest_edge"]) == (
+        "branch:linear",
+        "main:linear",
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_only_the_share_counts(scale):
+    assert find(made.fork("h", {"a:linear": 1e-5 * scale, "b:linear": scale}, scale))
+    assert find(made.fork("h", {"a:linear": 0.01 * scale, "b:linear": scale}, scale)) == []
+
+
+def test_a_branch_that_starts_small_and_grows():
+    growing = np.geomspace(1e-6, 5e-4, 40)
+    rows = made.fork("h", {"branch:linear": growing, "main:linear": 1.0}, 1.0)
+    (finding,) = find(rows)
+    assert (finding.severity, finding.evidence["rising"]) == ("info", True)
+    grown = np.geomspace(1e-5, 0.5, 40)
+    assert find(made.fork("h", {"branch:linear": grown, "main:linear": 1.0}, 1.0)) == []
+
+
+def test_an_auxiliary_loss_is_info():
+    rows = made.fork("h", {"(outside)": 1e-5, "main:linear": 1.0}, 1.0)
+    assert find(rows)[0].severity == "info"
+
+
+def test_what_a_slice_leaves_out():
+    assert find(made.fork("h", {"rnn:stack": 0.0, "main:linear": 1.0}, 1.0)) == []
+
+
+def test_layers_and_calls_in_one_finding():
+    rows = [
+        r
+        for k in range(4)
+        for r in made.fork(f"layers.{k}", {f"layers.{k + 1}.q:linear": 1e-6, "x:add#2": 1.0}, 1.0)
+    ]
+    (finding,) = find(rows)
+    assert finding.evidence["forks"] == 4
+    assert "layers.0 … layers.3 (4 sites)" in finding.message
+
+
+def test_parameters_are_left_out():
+    rows = made.fork("w", {"a:linear": 1e-6, "a:linear#1": 1.0}, 1.0)
+    assert isinstance(find(rows, [Site("w", "parameter")]), Skipped)
+
+
+def test_one_step_is_info():
+    rows = made.fork("h", {"a:linear": 1e-6, "b:linear": 1.0}, 1.0, steps=1)
+    assert find(rows)[0].severity == "info"

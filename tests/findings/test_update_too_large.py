@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from gradscope.findings import update_too_large as rule
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from gradscope.run import Site
+from tests.reference import synthetic as made
+
+NAMES = [f"net.{k}.weight" for k in range(4)]
+
+
+def find(course, loss=(), shape=(8, 8), weight=1.0):
+    rows = list(loss)
+    for name in NAMES:
+        rows += made.series("parameter", name, "update_ratio", course)
+        rows += made.series("parameter", name, "weight_norm", np.full(len(course), weight))
+    return apply(rule.RULE, Signals(made.run(rows, made.parameter_sites(NAMES, shape))))
+
+
+USUAL = np.full(80, 3e-3)
+
+
+def with_start(value, n=1):
+    return np.concatenate([np.full(n, value), USUAL])
+
+
+def test_usual_updates():
+    assert find(USUAL) == []
+    assert find(with_start(0.3)) == []  # Adam's first step on small weights
+
+
+def test_weights_that_are_rewritten():
+    (finding,) = find(with_start(0.7, 3), made.loss(2.0, 2.1, steps=83))
+    assert (finding.severity, finding.last_step) == ("critical", 2)
+    assert finding.evidence["update_ratio_peak"] == pytest.approx(0.7)
+    assert finding.view.thresholds["too large"] == rule.REWRITES
+
+
+def test_the_loss_decides_on_the_severity():
+    assert find(with_start(0.7, 3), made.loss(2.0, 0.1, steps=83))[0].severity == "info"
+    assert find(with_start(5.0, 3), made.loss(2.0, 0.1, steps=83))[0].severity == "warning"
+    assert find(with_start(0.7, 3), made.loss(2.0, 1.7, steps=83))[0].severity == "warning"
+    lost = [
+        *made.loss(2.0, 1.0, steps=60),
+        *made.series("scalar", "loss", "value", [np.nan] * 80)[60:],
+    ]
+    assert find(with_start(0.7, 3), lost)[0].severity == "critical"
+
+
+def test_large_for_a_good_part_of_the_run():
+    assert find(with_start(0.15, 30))[0].view.thresholds["too large"] == rule.LARGE
+    assert find(with_start(0.15, 10)) == []
+
+
+def test_fast_and_going_nowhere():
+    stuck, falling = made.loss(2.0, 2.0, steps=88), made.loss(2.0, 0.5, steps=88)
+    assert find(with_start(0.05, 8), stuck)[0].severity == "warning"
+    assert find(with_start(0.05, 8), falling) == []
+
+
+def test_vectors_and_weights_that_start_at_zero_are_left_out():
+    assert isinstance(find(with_start(9.0), shape=(8,)), Skipped)
+    assert isinstance(find(with_start(9.0), weight=0.0), Skipped)
+
+
+def test_one_among_many_weights_is_not_the_model():
+    rows = made.parameters(NAMES, ratio={NAMES[0]: 4.0})
+    assert apply(rule.RULE, Signals(made.run(rows, made.parameter_sites(NAMES)))) == []
+
+
+def test_infinite_ratios_alone():
+    rows = made.series("parameter", "w", "update_ratio", [np.inf] * 3)
+    skipped = apply(rule.RULE, Signals(made.run(rows, [Site("w", "parameter", shape=(2, 2))])))
+    assert isinstance(skipped, Skipped)
