@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-KINDS = ("module", "parameter", "fork", "softmax", "crossing", "pathway", "cut", "scalar")
+KINDS = (
+    "module",
+    "parameter",
+    "fork",
+    "softmax",
+    "crossing",
+    "pathway",
+    "cut",
+    "probe",
+    "scalar",
+)
 
 
 class Metric(NamedTuple):
@@ -40,6 +50,20 @@ METRICS: dict[str, Metric] = {
     "max_prob": Metric("probability", "max p, mean over softmax rows"),
     "jacobian_norm": Metric("", "‖diag(p) − ppᵀ‖_F, mean over softmax rows"),
     "gain": Metric("fraction", "‖Jᵀg‖ / ‖g‖ across the softmax, all measured rows together"),
+    "effective_rank": Metric(
+        "dimensions", "(Σλ)²/Σλ² over eigenvalues λ of the covariance of the samples of a batch"
+    ),
+    "width": Metric("numbers a sample", "minimum vertex cut between two places"),
+    "source_width": Metric("numbers a sample", "size of the place where a cut's paths begin"),
+    "sink_width": Metric("numbers a sample", "size of the place where a cut's paths end"),
+    "ratio": Metric("fraction", "width of a cut over the size of its source"),
+    "accuracy": Metric("fraction", "right answers of a linear probe on the held-out half"),
+    "majority": Metric("fraction", "the same, always answering with the commonest label"),
+    "shuffled": Metric("fraction", "the same, trained on shuffled labels"),
+    "mean_crossings": Metric(
+        "softmaxes", "Σ_k k ⟨G_k, g⟩/‖g‖², the mean number of attention softmaxes crossed"
+    ),
+    "residual": Metric("fraction", "max|Σ_k G_k − g| / Σ_k max|G_k|, the largest over the sites"),
     "value": Metric("as logged", "a scalar given to scope.log(), or logged by gradscope"),
 }
 

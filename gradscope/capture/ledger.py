@@ -63,6 +63,7 @@ class Ledger:
         self._new_columns: list[Column] = []
         self._pending: list[tuple[int, list[int], Samples]] = []
         self._scalars: list[tuple[int, str, Any]] = []
+        self._once: list[tuple[int, Column, float]] = []
         self.slots: list[int] = []  # of the step being recorded: hooks append here …
         self.values: Samples = []  # … and here
         self.waiting = 0  # samples held since the last drain
@@ -118,6 +119,11 @@ class Ledger:
         self._scalars.append((step, name, value))
         self.waiting += 1
 
+    def once(self, step: int, column: Column, value: float) -> None:
+        """A number that is no sample of a step's backward pass."""
+        self._once.append((step, column, value))
+        self.waiting += 1
+
     def end_step(self, step: int) -> None:
         """Close the step. Samples on an accelerator leave it in one copy, begun here."""
         if self.slots:
@@ -133,7 +139,11 @@ class Ledger:
 
     def drain(self) -> tuple[list[Site], list[Column], list[Block]]:
         """New sites, new columns and the numbers since the last call."""
-        blocks = [b for b in (self._drain_steps(), self._drain_scalars()) if b is not None]
+        blocks = [
+            b
+            for b in (self._drain_steps(), self._drain_scalars(), self._drain_once())
+            if b is not None
+        ]
         sites, self._new_sites = self._new_sites, []
         columns, self._new_columns = self._new_columns, []
         self.waiting = 0
@@ -189,6 +199,12 @@ class Ledger:
             for i, (step, name, _) in enumerate(scalars)
         ]
         return _block(pieces)
+
+    def _drain_once(self) -> Block | None:
+        once, self._once = self._once, []
+        return _block(
+            [(np.array([step]), self._column(c), np.array([value])) for step, c, value in once]
+        )
 
     def _column(self, column: Column) -> int:
         found = self.columns.get(column)

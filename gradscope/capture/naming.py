@@ -50,7 +50,7 @@ class Names:
     ) -> None:
         self.graph = graph
         self.parameters = parameters
-        self._named_calls = _call_names(calls, paths)
+        self._named_calls = call_names(calls, paths)
         self._owners = _owners(self._named_calls)
         self.sequence = [node._sequence_nr() for node in graph.nodes]
         self.outputs = list(self._outputs())
@@ -126,7 +126,7 @@ def canonical(group: list[Named]) -> Named:
     return min(group, key=lambda n: (n.name.startswith(OUTPUT), n.outer, n.name))
 
 
-def _call_names(calls: list[Call], paths: dict[nn.Module, str]) -> list[tuple[Call, str]]:
+def call_names(calls: list[Call], paths: dict[nn.Module, str]) -> list[tuple[Call, str]]:
     """Calls with their names, outer before inner; a second call of a module is "path#1"."""
     seen: Counter[str] = Counter()
     named = []

@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +20,14 @@ from gradscope.capture.calls import Call, CallRecorder
 from gradscope.capture.describe import describe
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.parameters import Parameters
+from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
+from gradscope.capture.ranks import Ranks
 from gradscope.capture.walk import tensors_in, walk
+from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError
-from gradscope.run import Run
+from gradscope.probing import Probe, probe
+from gradscope.run import Column, Run, Site
 from gradscope.store import Journal
 
 PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
@@ -105,12 +109,13 @@ class Scope:
         self._step = 0
         self._recorded = 0
         self._log_offset: dict[str, int] = {}
-        self._closed = False
+        self._closed = self._failed = False
         self._with_closure = False
         self._process = os.getpid()
         self._began = self._step_began = self._flushed = time.perf_counter()
         self._spent = 0.0
 
+        self._model = weakref.ref(model)
         self._paths = {module: path for path, module in model.named_modules()}
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._parameter_names = {id(p): n for n, p in trainable.items()}
@@ -138,13 +143,18 @@ class Scope:
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
         self._hung: list[Plan] = []
         self._calls = CallRecorder(self._paths, self._forward_done, self._fail)
+        self._pathways = Pathways(
+            self._ledger, self._paths, trainable, self._note_unseen, self._fail
+        )
         self._optimizer_handles: list[Any] = []
         if optimizers:
             self._optimizer_handles = [
                 optimizers[0].register_step_pre_hook(self._before_step),
                 optimizers[-1].register_step_post_hook(self._after_step),
             ]
+        self._ranks: list[Ranks] = []
         self._at_exit = _close_at_exit(self)
+        self._recording = True
         self._calls.arm()
 
     # -- what users call ---------------------------------------------------------------
@@ -167,6 +177,106 @@ class Scope:
             self._ledger.scalar(max(self._step - offset, 0), name, _number(name, value))
         if not self._calls.armed:  # on a recorded step the flush comes with its end
             self._maybe_flush()
+
+    def crossings(self, every: int = 100, max_order: int = 8) -> None:
+        """Also split the gradient by the number of attention softmaxes crossed.
+
+        At the first backward pass of every n-th step, at every module's output and every
+        parameter: ‖G_k‖ and ⟨G_k, g⟩/‖g‖² for k = 0 … max_order (the last: "or more"), and the
+        mean number of crossings. See `gradscope.crossings` for a single pass. Costs up to
+        `max_order` + 2 backward passes each time.
+
+        Raises:
+            GradscopeError: if an argument can't be used.
+        """
+        if isinstance(max_order, bool) or not isinstance(max_order, int) or max_order < 0:
+            raise GradscopeError(f"max_order= takes a whole number from 0 on, not {max_order!r}")
+        self._request(CrossingsRequest(_positive("every", every), max_order))
+
+    def pathway(self, name: str, source: str, through: str, every: int = 100) -> None:
+        """Also follow a named pathway: the part of a gradient that passes through given places.
+
+        At the first backward pass of every n-th step, the gradient at `source` is split into
+        what passes through any of the places and the rest; both are recorded, as ‖part‖ and
+        as ⟨part, g⟩/‖g‖².
+
+        Args:
+            name: of the pathway, in tables and figures.
+            source: pattern of module paths ("layers.0.latent"), whose outputs are meant.
+            through: pattern of module paths, whose outputs are the places, or of softmaxes:
+                a module path with ":softmax" behind it ("layers.*:softmax").
+
+        Raises:
+            GradscopeError: if an argument can't be used. A pattern that matches nothing in the
+                graph is told in the run's `unseen`.
+        """
+        self._request(PathwayRequest(name, source, through, _positive("every", every)))
+
+    def effective_rank(self, sites: str, every: int = 100) -> None:
+        """Also record the effective rank of module outputs, over the samples of a batch.
+
+        Args:
+            sites: pattern of module paths, such as "layers.*.content".
+
+        Raises:
+            GradscopeError: if `every` can't be used.
+        """
+        if not self._closed:
+            self._ranks.append(Ranks(self._ledger, self._paths, sites, _positive("every", every)))
+            self._calls.arm()
+
+    def bottlenecks(self, closure: Callable[[], Any]) -> list[Cut]:
+        """Also record the minimum cuts of the model: see `gradscope.bottlenecks`.
+
+        Once a run is enough: they are a matter of structure.
+
+        Args:
+            closure: runs a forward pass and returns the loss.
+
+        Raises:
+            GradscopeError: if the closure doesn't run the model.
+        """
+        was_armed = self._calls.armed
+        self._calls.disarm()
+        try:
+            cuts = bottlenecks(self._model(), closure)
+        finally:
+            if was_armed:
+                self._calls.arm()
+        self._meta["cuts"] = [cut.to_dict() for cut in cuts]
+        for cut in cuts:
+            name = f"{cut.source} → {cut.sink}"
+            self._ledger.site(Site(name, "cut", type=cut.kind, order=len(self._ledger.sites)))
+            for metric in ("width", "source_width", "sink_width", "ratio"):
+                column = Column(name, "cut", "", metric)
+                self._ledger.once(self._step, column, float(getattr(cut, metric)))
+        return cuts
+
+    def probe(self, name: str, features: Any, labels: Any) -> Probe:
+        """Also record how well labels can be read from features: see `gradscope.probe`.
+
+        Belongs to the step just made.
+
+        Args:
+            name: of the probe, in tables and figures.
+            features: (B, ...), what a layer hands on.
+            labels: (B,) integers.
+
+        Raises:
+            GradscopeError: if the sizes don't fit.
+        """
+        found = probe(features, labels)
+        note = f"{found.samples} held-out samples"
+        self._ledger.site(Site(name, "probe", order=len(self._ledger.sites), note=note))
+        for metric in ("accuracy", "majority", "shuffled"):
+            column = Column(name, "probe", "", metric)
+            self._ledger.once(max(self._step - 1, 0), column, getattr(found, metric))
+        return found
+
+    def _request(self, request: CrossingsRequest | PathwayRequest) -> None:
+        if not self._closed:
+            self._pathways.request(request, self._step)
+            self._calls.arm()
 
     def step(self) -> None:
         """Count a step by hand: for training loops without a torch optimizer."""
@@ -207,6 +317,12 @@ class Scope:
     def _forward_done(self, calls: list[Call]) -> None:
         """An outermost forward pass has ended: walk its graph and hang the taps."""
         if not torch.is_grad_enabled():
+            return
+        self._pathways.forward_done(calls)
+        for ranks in self._ranks:
+            if self._step % ranks.every == 0:
+                ranks.forward_done(calls)
+        if not self._recording:
             return
         began = time.perf_counter()
         outer = calls[-1]
@@ -253,7 +369,7 @@ class Scope:
         return None
 
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._calls.armed:
+        if not self._recording:
             return
         try:
             with torch.no_grad():
@@ -269,30 +385,40 @@ class Scope:
         now = time.perf_counter()
         if self._calls.armed:
             try:
-                with torch.no_grad():
-                    if self._with_closure:
-                        self._parameters.gradients()
-                    self._parameters.after_update()
-                self._end_recorded_step(now)
+                if self._recording:
+                    with torch.no_grad():
+                        if self._with_closure:
+                            self._parameters.gradients()
+                        self._parameters.after_update()
+                self._end_armed_step(now)
             except Exception as error:
                 self._fail(error)
         self._step_began = now
         self._step += 1
-        if self._closed:
-            return
-        if self._step % self._every == 0:
+        if not self._closed:
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._recording = self._step % self._every == 0
+        pathways = not self._failed and self._pathways.due(self._step)
+        ranks = not self._failed and any(self._step % r.every == 0 for r in self._ranks)
+        if pathways:
+            self._pathways.begin_step(self._step)
+        if self._recording or pathways or ranks:
             self._calls.arm()
         elif self._calls.armed:
             self._calls.disarm()
 
-    def _end_recorded_step(self, now: float) -> None:
+    def _end_armed_step(self, now: float) -> None:
         self._release_graph()
+        self._pathways.end_step()
         self._calls.reset()
         self._ledger.end_step(self._step)
-        for group, lr in self._learning_rates().items():
-            self._ledger.scalar(self._step, group, lr)
-        self._ledger.scalar(self._step, "step_seconds", now - self._step_began)
-        self._recorded += 1
+        if self._recording:
+            for group, lr in self._learning_rates().items():
+                self._ledger.scalar(self._step, group, lr)
+            self._ledger.scalar(self._step, "step_seconds", now - self._step_began)
+            self._recorded += 1
         self._maybe_flush()
 
     def _release_graph(self) -> None:
@@ -330,7 +456,7 @@ class Scope:
         elif self._journal is not None:
             changing: dict[str, Any] = {
                 k: self._meta[k]
-                for k in ("timings", "unseen", "errors", "ended", "steps")
+                for k in ("timings", "unseen", "errors", "ended", "steps", "cuts")
                 if k in self._meta
             }
             self._journal.append(sites, columns, blocks, changing)
@@ -342,6 +468,7 @@ class Scope:
             return
         self._closed = True
         self._calls.disarm()
+        self._pathways.close()
         self._release_graph()
         for handle in self._optimizer_handles:
             handle.remove()
@@ -358,6 +485,7 @@ class Scope:
             self._journal.finish()
         elif self._memory is not None:
             self._memory.meta["status"] = "complete"
+        self._ranks.clear()
         self._paths.clear()
         self._plans.clear()
 
@@ -371,8 +499,10 @@ class Scope:
     def _fail(self, error: BaseException) -> None:
         """Say it once, stop measuring, and leave the training run alone."""
         self._calls.disarm()
+        self._pathways.close()
         self._release_graph()
         self._ledger.forget_step()
+        self._recording, self._failed = False, True
         self._every = 1 << 62
         text = "".join(traceback.format_exception(error)).strip()
         if not self._meta["errors"]:

@@ -41,9 +41,10 @@ def bottlenecks(
 
     Args:
         model: the model.
-        closure: runs the forward pass and returns the loss, as for `optimizer.step(closure)`;
-            calling `backward` inside is allowed. A batch of two samples or more is best: with
-            one, constants among the inputs can't be told from data.
+        closure: runs the forward pass of one batch and returns the loss, as for
+            `optimizer.step(closure)`; calling `backward` inside is allowed. A batch of two
+            samples or more is best: with one, constants among the inputs can't be told from
+            data.
         source: a module's path, "(input)", or the name of a softmax site with ":softmax"
             added. "path#1" is the second call of a module, "path[0]" and "path.field" are one
             of several tensors that it returned. By default "(input)".

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,16 @@ class Cut:
     def ratio(self) -> float:
         """width / source_width: 1 where everything in the source can reach the sink."""
         return self.width / self.source_width if self.source_width else math.nan
+
+    def to_dict(self) -> dict[str, object]:
+        """Lists, strings and numbers only; with the ratio."""
+        shapes = [list(shape) for shape in self.shapes]
+        return {
+            **asdict(self),
+            "tensors": list(self.tensors),
+            "shapes": shapes,
+            "ratio": self.ratio,
+        }
 
     def __str__(self) -> str:
         shown = self.tensors[:4]

@@ -21,7 +21,7 @@ from gradscope.errors import GradscopeError
 
 # "Output" of a fused attention node that stands for the softmax probabilities inside it.
 PROBABILITIES = -1
-QUERY, KEY, VALUE = 0, 1, 2  # edges of a fused attention node; later ones go to the mask
+KEY, VALUE = 1, 2  # edges of a fused attention node, after the query; later ones go to the mask
 
 Shape = tuple[int, ...] | None  # None: autograd doesn't tell (nested tensors)
 

@@ -1,0 +1,39 @@
+"""Effective rank of chosen module outputs, as they come out of the forward pass."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.capture.calls import Call
+from gradscope.capture.ledger import Ledger
+from gradscope.capture.naming import OUTPUT, call_names
+from gradscope.capture.quantities.effective_rank import effective_rank
+from gradscope.capture.walk import tensors_in
+from gradscope.run import Column
+
+
+class Ranks:
+    """Measures module outputs whose name matches a pattern, every n-th step."""
+
+    def __init__(self, ledger: Ledger, paths: dict[nn.Module, str], sites: str, every: int) -> None:
+        self._ledger, self._paths, self._sites, self.every = ledger, paths, sites, every
+
+    def forward_done(self, calls: list[Call]) -> None:
+        seen: set[int] = set()
+        for call, name in call_names(calls, self._paths):
+            for field, tensor in tensors_in(call.output):
+                site = (name or OUTPUT) + field
+                if fnmatchcase(site, self._sites) and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    self._measure(site, tensor)
+
+    def _measure(self, site: str, tensor: Tensor) -> None:
+        if tensor.dim() < 2 or not tensor.is_floating_point():
+            return
+        with torch.no_grad():
+            rank = effective_rank(tensor)
+        column = Column(site, "module", "", "effective_rank")
+        self._ledger.add(self._ledger.plain(column, mode="mean"), rank)
