@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from gradscope.errors import GradscopeError
 
@@ -67,6 +64,10 @@ def probe(features: Any, labels: Any, seed: int = 0) -> Probe:
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> Any:
+    from sklearn.linear_model import LogisticRegression  # a second to import: only when used
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     # A little shrinkage: features of a small model are nearly collinear.
     classifier = LogisticRegression(max_iter=ITERATIONS, C=1.0, tol=1e-3)
     return make_pipeline(StandardScaler(), classifier).fit(x, y)

@@ -236,10 +236,13 @@ class Scope:
         Raises:
             GradscopeError: if the closure doesn't run the model.
         """
+        model = self._model()
+        if model is None or self._closed:
+            raise GradscopeError("bottlenecks() takes a scope that is open")
         was_armed = self._calls.armed
         self._calls.disarm()
         try:
-            cuts = bottlenecks(self._model(), closure)
+            cuts = bottlenecks(model, closure)
         finally:
             if was_armed:
                 self._calls.arm()
