@@ -409,6 +409,12 @@ def test_what_checkpointing_recomputes_in_backward_is_not_seen_twice():
     with pytest.raises(GradscopeError, match="'f#1'"):
         bottlenecks(model, closure, sink="f#1")
 
+    def twice():
+        return closure() + model(x).sum()
+
+    (found,) = bottlenecks(model, twice)
+    assert (found.width, found.tensors) == (2 + 2, ("g.0", "g.0#1"))
+
 
 def test_a_recurrent_loop_in_the_closure():
     class Cell(nn.Module):

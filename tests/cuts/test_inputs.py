@@ -3,6 +3,7 @@
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,8 @@ def test_containers(wrap, read):
         (torch.rand(B, 4) > 0.5, lambda x: x.float(), 4),
         (torch.randint(0, 9, (B, 2)), lambda x: torch.cat([x, x], 1) * 0.5, 4),
         (torch.randn(B, 4), lambda x: x.mul_(2), 4),
+        (torch.randn(B, 4), lambda x: x * torch.from_numpy(np.sign(x.numpy())), 4),
+        (torch.randn(B, 4), lambda x: x + float(np.asarray(x).max()) + x.tolist()[0][0], 4),
         (torch.randn(B, 2, 2), lambda x: x.flatten(1), 4),
         (torch.randn(B, 4, requires_grad=True), lambda x: x, 4),
         (torch.randn(B, 4, dtype=torch.float64), lambda x: x.float(), 4),
@@ -130,6 +133,14 @@ def test_positions_masks_and_constants_are_no_inputs(others):
     assert source_width(Reading(), torch.randint(0, 9, (B, N)), **others) == N * 4
 
 
+def test_masks_that_the_model_makes_are_no_inputs():
+    class Pads(Reading):
+        def forward(self, words):
+            return super().forward(words, mask=(words != 0).float())
+
+    assert source_width(Pads(), torch.randint(0, 9, (B, N))) == N * 4
+
+
 def test_look_ups_in_what_came_from_the_input_are_no_inputs():
     class Gathers(nn.Module):
         def __init__(self):
@@ -160,7 +171,7 @@ def test_a_part_without_gradients_before_the_rest():
             else:
                 hidden = self.backbone(x)
                 hidden = hidden.detach() if self.unsee == "detach" else hidden
-            return self.f(hidden)
+            return self.f(hidden) + self.f(hidden * 2)  # one input, read twice
 
     x = torch.randn(B, 9)
     assert source_width(Frozen("no_grad"), x) == 4

@@ -67,10 +67,10 @@ def test_softmaxes_without_modules():
     assert labels.sites(sites) == ["(output):softmax", "(output):softmax:softmax#1"]
     assert [labels[s.probabilities] for s in sites] == ["softmax", "softmax#1"]
     found = cut_between(
-        tensors, labels, ("a", sites[0].latents), ("b", sites[1].latents), "softmax", B
+        tensors, labels, ("a", sites[0].latents * 2), ("b", sites[1].latents), "softmax", B
     )
     assert found.tensors == ("clone",)  # all of q passes by the values
-    assert found.width == 2 * 5 * 4
+    assert found.width == found.source_width == 2 * 5 * 4
 
 
 def test_equally_narrow_places():

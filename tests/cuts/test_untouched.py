@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 
+from gradscope.capture.scope import attach
 from gradscope.cuts import bottlenecks
 
 B = 4
@@ -171,3 +172,25 @@ def test_the_graph_is_let_go():
 
     bottlenecks(model, lambda: Noticed.apply(model(torch.randn(B, 4))))
     assert freed == [1]
+
+
+def test_a_recording_in_progress_is_not_disturbed():
+    def record(look):
+        model, optimizer = make()
+        with attach(model, optimizer=optimizer, out=None, every=1) as scope:
+            for batch in torch.randint(0, 20, (3, B, 5)):
+                look(model, batch)
+                loss = model(batch).square().mean()
+                look(model, batch)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            run = scope.run()
+        table = run.frame()
+        return table[table["site"] != "step_seconds"].reset_index(drop=True), run.meta["errors"]
+
+    expected, _ = record(lambda model, batch: None)
+    found, errors = record(lambda model, batch: bottlenecks(model, lambda: model(batch).sum()))
+    assert not errors
+    assert found.equals(expected)
+    assert len(found) > 100
