@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import QuadMesh
 from matplotlib.colors import Colormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -26,6 +26,14 @@ CELLS = 512
 """Columns drawn at most; a screen does not show more."""
 
 
+class State(NamedTuple):
+    """A kind of cell that a log scale can't show."""
+
+    label: str
+    colour: str
+    where: Callable[[Grid], np.ndarray]
+
+
 def heat_map(
     runs: Sequence[Run],
     kind: str,
@@ -36,6 +44,7 @@ def heat_map(
     *,
     hold: bool = False,
     empty: str = "not recorded",
+    infinite: str = "",
 ) -> Figure:
     """The heat map of any positive metric: runs side by side on one colour scale.
 
@@ -43,9 +52,11 @@ def heat_map(
         hold: show each value until the next one was measured, for what is not measured at
             every recorded step.
         empty: what an empty cell means.
+        infinite: what +∞ means, where that is no fault of the run.
     """
     grids = [_held(grid(r, kind, metric)) if hold else grid(r, kind, metric) for r in runs]
     marks = about(marks, kind)
+    states = _states(theme, infinite)
     norm, extend = _axes.log_norm([g.positive for g in grids])
     rows = rows_of(grids)
     across = min(len(runs), 4 if rows.common else 2)
@@ -68,7 +79,7 @@ def heat_map(
         left = i % across == 0
         labelled = _row(i, across) if rows.common else (i,)
         shown = [m for m in marks if m.run in labelled]
-        _panel(axes, grids[i], rows, i, norm, theme)
+        _panel(axes, grids[i], rows, i, norm, states, theme)
         if left or not rows.common:
             _axes.label_rows(
                 axes,
@@ -95,7 +106,7 @@ def heat_map(
     bar.outline.set_visible(False)
     _axes.log_ticks(bar.ax.yaxis, float(norm.vmin or 0), float(norm.vmax or 1))
     bar.set_label(unit)
-    _legend(fig, grids, rows, theme, empty)
+    _legend(fig, grids, rows, states, theme, empty)
     return fig
 
 
@@ -107,7 +118,27 @@ def _ramp(theme: Theme) -> Colormap:
     return mpl.colormaps[theme.ramp]
 
 
-def _panel(axes: Axes, g: Grid, rows: Rows, i: int, norm: LogNorm, theme: Theme) -> None:
+def _states(theme: Theme, infinite: str) -> list[State]:
+    """Later ones are drawn over earlier ones."""
+    zero = State("exactly 0", theme.zero, lambda g: g.zero)
+    if not infinite:
+        return [zero, State("NaN or infinite", theme.nonfinite, lambda g: g.nonfinite)]
+    return [
+        zero,
+        State(infinite, theme.cycle[3], lambda g: g.present & (g.values == np.inf)),
+        State("NaN", theme.nonfinite, lambda g: g.present & np.isnan(g.values)),
+    ]
+
+
+def _panel(
+    axes: Axes,
+    g: Grid,
+    rows: Rows,
+    i: int,
+    norm: LogNorm,
+    states: Sequence[State],
+    theme: Theme,
+) -> None:
     axes.set_ylim(len(rows.sites[i]) - 0.5, -0.5)
     axes.grid(False)
     axes.set_facecolor(theme.absent)
@@ -116,34 +147,20 @@ def _panel(axes: Axes, g: Grid, rows: Rows, i: int, norm: LogNorm, theme: Theme)
     if not len(g):
         _axes.say(axes, "not recorded", theme)
         return
-    edges, values, nonfinite, zero = _binned(g)
     borders = np.arange(len(rows.sites[i]) + 1) - 0.5
+    edges, values, marked = _binned(g, [state.where(g) for state in states])
 
-    def spread(cells: np.ndarray, empty: object) -> np.ndarray:
-        out = np.full((len(borders) - 1, cells.shape[0]), empty, dtype=cells.dtype)
-        out[rows.at[i]] = cells.T
-        return out
+    def draw(cells: np.ndarray, **look: Any) -> None:
+        rowed = np.ma.masked_all((len(borders) - 1, cells.shape[0]))
+        rowed[rows.at[i]] = cells.T
+        axes.pcolormesh(edges, borders, rowed, rasterized=True, **look)
 
-    mesh = axes.pcolormesh(
-        edges,
-        borders,
-        np.ma.masked_invalid(spread(values, np.nan)),
-        norm=norm,
-        cmap=_ramp(theme),
-        rasterized=True,
-    )
-    mesh.set_edgecolor("none")
-    for cells, colour in ((zero, theme.zero), (nonfinite, theme.nonfinite)):
-        _overlay(axes, edges, borders, spread(cells, False), colour)
-
-
-def _overlay(
-    axes: Axes, edges: np.ndarray, borders: np.ndarray, cells: np.ndarray, colour: str
-) -> QuadMesh | None:
-    if not cells.any():
-        return None
-    mask = np.ma.masked_where(~cells, np.ones(cells.shape))
-    return axes.pcolormesh(edges, borders, mask, cmap=ListedColormap([colour]), rasterized=True)
+    draw(np.ma.masked_invalid(values), norm=norm, cmap=_ramp(theme))
+    for state, cells in zip(states, marked, strict=True):
+        if cells.any():
+            draw(
+                np.ma.masked_where(~cells, cells.astype(float)), cmap=ListedColormap([state.colour])
+            )
 
 
 def _held(g: Grid) -> Grid:
@@ -153,36 +170,38 @@ def _held(g: Grid) -> Grid:
     return replace(g, values=values, present=last >= 0)
 
 
-def _binned(g: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Edges and cells of at most `CELLS` columns: geometric means; one NaN marks its cell."""
-    edges = _axes.step_edges(g.steps)
-    positive, nonfinite, zero = g.positive, g.nonfinite, g.zero
+def _binned(
+    g: Grid, masks: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Edges, values and masks of at most `CELLS` columns.
+
+    A cell is the geometric mean of the values in it; a mask that is set anywhere in a cell is
+    set for the cell, for a single NaN must not be lost.
+    """
+    edges, positive = _axes.step_edges(g.steps), g.positive
     if len(g.steps) <= CELLS:
-        return edges, positive, nonfinite, zero
+        return edges, positive, list(masks)
     starts = np.unique(np.linspace(0, len(g.steps), CELLS, endpoint=False).astype(int))
     logs = np.log(positive)
     count = np.add.reduceat(np.isfinite(logs), starts, axis=0)
     total = np.add.reduceat(np.nan_to_num(logs), starts, axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(count > 0, np.exp(total / count), np.nan)
-    return (
-        np.append(edges[starts], edges[-1]),
-        mean,
-        np.logical_or.reduceat(nonfinite, starts, axis=0),
-        np.logical_or.reduceat(zero, starts, axis=0) & (count == 0),
-    )
+    mean = np.exp(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
+    marked = [np.logical_or.reduceat(m, starts, axis=0) for m in masks]
+    return np.append(edges[starts], edges[-1]), mean, marked
 
 
-def _legend(fig: Figure, grids: Sequence[Grid], rows: Rows, theme: Theme, empty: str) -> None:
-    found = []
-    if any(g.nonfinite.any() for g in grids):
-        found.append(Patch(color=theme.nonfinite, label="NaN or infinite"))
-    if any(g.zero.any() for g in grids):
-        found.append(Patch(color=theme.zero, label="exactly 0"))
-    if any(
-        not g.present.all() or len(at) < len(s)
-        for g, at, s in zip(grids, rows.at, rows.sites, strict=True)
-    ):
-        found.append(Patch(color=theme.absent, label=empty))
+def _legend(
+    fig: Figure,
+    grids: Sequence[Grid],
+    rows: Rows,
+    states: Sequence[State],
+    theme: Theme,
+    empty: str,
+) -> None:
+    found = [(s.colour, s.label) for s in states if any(s.where(g).any() for g in grids)]
+    gaps = any(not g.present.all() for g in grids)
+    if gaps or any(len(at) < len(s) for at, s in zip(rows.at, rows.sites, strict=True)):
+        found.append((theme.absent, empty))
     if found:
-        fig.legend(handles=found, loc="outside lower right", ncols=len(found))
+        patches = [Patch(color=colour, label=label) for colour, label in found]
+        fig.legend(handles=patches, loc="outside lower right", ncols=len(patches))

@@ -55,8 +55,8 @@ class Fork:
         "of each part on the sum), and add up to 1 at every step; a band below 0 is a path that "
         "works against the others. A path whose band is thin teaches the layers before the fork "
         "next to nothing, whatever it computes in the forward pass. A star stands for the number "
-        "of the layer. Shown are the forks with findings, then those whose shares are the most "
-        "unequal, the deepest first."
+        "of the layer. Shown are the forks with findings, then the first and the last layer's "
+        "of each kind, the most unequal kinds first."
     ),
     caption_several=(
         "Each panel is a fork of one run: a tensor with several consumers, through each of which "
@@ -64,8 +64,8 @@ class Fork:
         "projection of each part on the sum), and add up to 1 at every step; a band below 0 is a "
         "path that works against the others. A path whose band is thin teaches the layers before "
         "the fork next to nothing. A star stands for the number of the layer. Shown for each run "
-        "are the forks with findings, then those whose shares are the most unequal, the deepest "
-        "first."
+        "are the forks with findings, then the first and the last layer's of each kind, the most "
+        "unequal kinds first."
     ),
     requires=(("fork", "projection"),),
     absent="no tensor with several consumers was recorded",
@@ -147,13 +147,20 @@ def forks(run: Run) -> list[Fork]:
 
 
 def choose(found: Sequence[Fork], marked: set[str], count: int) -> list[Fork]:
-    """The forks worth showing, in forward order: those with findings, then the most unequal,
-    the deepest first among equals."""
+    """The forks worth showing, in forward order.
 
-    def rank(f: Fork) -> tuple[bool, float, int]:
-        return (f.site.name not in marked, -round(f.inequality, 1), -f.site.depth)
-
-    return sorted(sorted(found, key=rank)[:count], key=lambda f: f.site.order)
+    Those with findings, then the first of each role (`layers.*.norm1`), the last of each, and
+    what lies between as far as there is room; roles with the most unequal shares before others.
+    """
+    roles: dict[str, list[Fork]] = {}
+    for f in found:
+        roles.setdefault(_sites.role(f.site.name), []).append(f)
+    ranked = sorted(roles.values(), key=lambda same: -max(f.inequality for f in same))
+    order = [f for f in found if f.site.name in marked]
+    order += [same[0] for same in ranked] + [same[-1] for same in ranked]
+    order += [f for same in ranked for f in same]
+    kept = list({f.site.name: f for f in order}.values())[:count]
+    return sorted(kept, key=lambda f: f.site.order)
 
 
 def role(edge: str) -> str:

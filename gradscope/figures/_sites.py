@@ -58,20 +58,17 @@ def merge(orders: Sequence[Sequence[str]]) -> list[str]:
 def ladder(sites: Sequence[Site], marks: Sequence[Mark] = ()) -> list[int]:
     """Indices of the sites that a depth profile joins: one role in layer after layer.
 
-    That which a finding is about, if there is one; else the role with the most layers, the
-    outermost among equals (`layers.0`, `layers.1`, … rather than what is inside them). All
-    sites where no name repeats with another number.
+    That which a finding is about, if there is one; else the outermost role that runs through
+    most layers (`layers.0`, `layers.1`, … rather than what is inside them). All sites where no
+    name repeats with another number.
     """
     where = {s.name: i for i, s in enumerate(sites)}
     for m in marks:
-        found = [where[name] for name in m.sites if name in where]
-        if m.kind == "module" and len(found) >= 3:
-            return sorted(found)
-    return max(
-        _ladders(sites).values(),
-        key=lambda rungs: (len(rungs), -len(sites[rungs[0]].name)),
-        default=[*range(len(sites))],
-    )
+        rungs = [where[name] for name in m.sites if name in where]
+        if m.kind == "module" and len(rungs) >= 3:
+            return sorted(rungs)
+    found = _ladders(sites)
+    return found[_outermost([found])] if found else [*range(len(sites))]
 
 
 def common_ladders(several: Sequence[Sequence[Site]]) -> list[list[int]]:
@@ -80,8 +77,18 @@ def common_ladders(several: Sequence[Sequence[Site]]) -> list[list[int]]:
     shared = set.intersection(*(set(k) for k in known)) if known else set()
     if not shared:
         return [ladder(sites) for sites in several]
-    best = max(shared, key=lambda name: (sum(len(k[name]) for k in known), -len(name), name))
+    best = _outermost([{name: k[name] for name in shared} for k in known])
     return [k[best] for k in known]
+
+
+def _outermost(known: Sequence[dict[str, list[int]]]) -> str:
+    """The shortest name among the roles with nearly as many rungs as any.
+
+    Nearly: the last block's output is often the stack's own, and then bears the stack's name.
+    """
+    rungs = {name: sum(len(k[name]) for k in known) for name in known[0]}
+    many = [name for name, n in rungs.items() if n >= 0.75 * max(rungs.values())]
+    return min(many, key=lambda name: (name.count("."), len(name), -rungs[name], name))
 
 
 def _ladders(sites: Sequence[Site]) -> dict[str, list[int]]:

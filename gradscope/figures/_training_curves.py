@@ -43,15 +43,16 @@ class Series(NamedTuple):
     caption=(
         "What was logged, by optimizer step; validation values are dashed, with a dot for each. "
         "Long noisy curves are drawn as a running median over the raw values, which stay visible "
-        "behind it; a cross at the upper edge is a value that was NaN or infinite. The bars "
-        "below show at which steps each finding held: a bar that begins where a curve bends is "
-        "worth a look."
+        "behind it; a cross at the upper edge is a value that was NaN or infinite. Scalars "
+        "that never changed are left out. Bars below the curves show at which steps each finding "
+        "held: one that begins where a curve bends is worth a look."
     ),
     caption_several=(
         "What was logged, by optimizer step, one colour a run; validation values are dashed, "
         "with a dot for each. Long noisy curves are drawn as a running median over the raw "
         "values, which stay visible behind it; a cross at the upper edge is a value that was NaN "
-        "or infinite."
+        "or infinite. Scalars that never changed are left out. Bars below the curves show at "
+        "which steps each finding held."
     ),
     requires=(("scalar", "value"),),
     absent="no scalar was logged: pass loss and accuracy to scope.log()",
@@ -59,7 +60,7 @@ class Series(NamedTuple):
 )
 def training_curves(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     logged = [grid(r, "scalar", "value") for r in runs]
-    panels = panels_of(name for g in logged for name in g.names)[:PANELS]
+    panels = panels_of(name for g in logged for name in _worth_drawing(g))[:PANELS]
     bars = sorted(marks, key=lambda m: _axes.WORST_FIRST.index(m.severity))[:BARS]
     heights = [2.1 if i < 2 else 1.3 for i in range(len(panels))]
     if bars:
@@ -100,6 +101,16 @@ def panels_of(scalars: Iterable[str]) -> list[str]:
     return sorted(names, key=rank)
 
 
+def _worth_drawing(g: Grid) -> list[str]:
+    """Names of the scalars, without those that are settings rather than curves."""
+    columns = ((name, *g.column(j)) for j, name in enumerate(g.names))
+    return [
+        name
+        for name, _, values in columns
+        if len(values) == 1 or len(np.unique(values)) > 1 or "loss" in name or "acc" in name
+    ]
+
+
 def series_of(name: str) -> Series:
     """`val_accuracy` belongs beside `accuracy`, and was measured on held-out data."""
     match = _SPLIT.fullmatch(name)
@@ -138,12 +149,15 @@ def _curve(axes: Axes, steps: np.ndarray, y: np.ndarray, held_out: bool, colour:
         lost, at_top = steps[~finite], axes.get_xaxis_transform()
         axes.plot(lost, np.full(len(lost), 0.97), "x", color=colour, ms=4, transform=at_top)
     y = np.where(finite, y, np.nan)
-    few = len(y) <= 3 or (held_out and len(y) <= 200)
+    shown = [y]
     if len(y) > SMOOTH_FROM and not held_out and _noisy(y):
         axes.plot(steps, y, color=colour, alpha=0.28, lw=0.8)
-        y = running_median(y, max(5, len(y) // 40))
+        usual = np.nanquantile(y, [0.01, 0.99])  # a single spike would flatten the curve
+        y = running_median(y, max(5, len(y) // 20))
+        shown = [y, usual]
+    few = len(y) <= 3 or (held_out and len(y) <= 200)
     axes.plot(steps, y, color=colour, ls=_dashes(held_out), marker="o" if few else "", ms=3)
-    return y
+    return np.concatenate(shown)
 
 
 def running_median(values: np.ndarray, window: int) -> np.ndarray:

@@ -29,5 +29,13 @@ from gradscope.run import Run
 def update_map(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     unit = "‖Δw‖ / ‖w‖ of one step"
     return heat_map(
-        runs, "parameter", "update_ratio", unit, marks, theme, hold=True, empty="not measured"
+        runs,
+        "parameter",
+        "update_ratio",
+        unit,
+        marks,
+        theme,
+        hold=True,
+        empty="not measured",
+        infinite="from 0: all weights were 0",
     )

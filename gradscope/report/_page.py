@@ -91,6 +91,10 @@ class RunView:
         return bool(self.run.meta.get("status", "complete") == "complete")
 
     @property
+    def model(self) -> str:
+        return str((self.run.meta.get("model") or {}).get("class", ""))
+
+    @property
     def unseen(self) -> list[dict[str, str]]:
         return [
             {"what": str(u.get("what", "")), "why": str(u.get("why", ""))}
@@ -159,6 +163,14 @@ class Page:
         return verdict(self.counts())
 
     @property
+    def best(self) -> dict[str, float | None]:
+        """The best final values among the compared runs."""
+        return {
+            name: best([getattr(row, name) for row in self.compared], highest=name != "loss")
+            for name in ("loss", "accuracy", "val_accuracy")
+        }
+
+    @property
     def marks(self) -> list[Mark]:
         return [v.mark for v in self.findings]
 
@@ -213,6 +225,12 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
             )
         )
     return rows
+
+
+def best(values: Sequence[float | None], *, highest: bool) -> float | None:
+    """The best of the values that are numbers."""
+    numbers = [v for v in values if v is not None and math.isfinite(v)]
+    return (max if highest else min)(numbers, default=None)
 
 
 _HEADLINES = {

@@ -29,15 +29,11 @@ def summary(page: Page) -> Group:
     several = len(page.runs) > 1
     if several:
         parts += [comparison(page), Text("")]
-    parts.append(findings(page.findings, page, several) if page.findings else Text("No findings."))
+    if page.findings:
+        parts.append(findings(page.findings, page, several))
     for i, view in enumerate(page.runs):
-        text = _name(f"{view.run.name}: " if several else "")
-        text.append(
-            f"{verdict(page.counts(i))} ({view.check.summary})"
-            if several
-            else f"{page.verdict}; {view.check.summary}."
-        )
-        parts.append(text)
+        whose = f"{view.run.name}: " if several else ""
+        parts.append(_name(f"{whose}{verdict(page.counts(i))}; {view.check.summary}."))
         if not view.complete:
             parts.append(_name(f"{view.run.name} was cut off: its recording was never closed."))
     return Group(*parts)
