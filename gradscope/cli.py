@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,9 +12,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradscope.errors import GradscopeError
 from gradscope.store import load
+from gradscope.training import TrainConfig, train
+
+MEANING = {name: typer.Option(help=text) for name, text in TrainConfig.meanings().items()}
+DEFAULT = TrainConfig()
 
 app = typer.Typer(
     name="gradscope",
@@ -67,6 +74,65 @@ def info(
     from gradscope.report.terminal import contents
 
     _show(contents(load(run), all_sites=sites))
+
+
+@app.command("train")
+def train_command(
+    task: Annotated[str, MEANING["task"]] = DEFAULT.task,
+    model: Annotated[str, MEANING["model"]] = DEFAULT.model,
+    layers: Annotated[int, MEANING["layers"]] = DEFAULT.layers,
+    steps: Annotated[int, MEANING["steps"]] = DEFAULT.steps,
+    seed: Annotated[int, MEANING["seed"]] = DEFAULT.seed,
+    lr: Annotated[float, MEANING["lr"]] = DEFAULT.lr,
+    out: Annotated[Path, MEANING["out"]] = Path("run.pt"),
+    every: Annotated[int, MEANING["every"]] = DEFAULT.every,
+    batch: Annotated[int, MEANING["batch"]] = DEFAULT.batch,
+    hidden: Annotated[int, MEANING["hidden"]] = DEFAULT.hidden,
+    optimizer: Annotated[str, MEANING["optimizer"]] = DEFAULT.optimizer,
+    momentum: Annotated[float, MEANING["momentum"]] = DEFAULT.momentum,
+    size: Annotated[int, MEANING["size"]] = DEFAULT.size,
+    hops: Annotated[int, MEANING["hops"]] = DEFAULT.hops,
+    answer: Annotated[str, MEANING["answer"]] = DEFAULT.answer,
+    colours: Annotated[int, MEANING["colours"]] = DEFAULT.colours,
+    scenes: Annotated[int, MEANING["scenes"]] = DEFAULT.scenes,
+    eval_every: Annotated[int, MEANING["eval_every"]] = DEFAULT.eval_every,
+    threads: Annotated[int, MEANING["threads"]] = DEFAULT.threads,
+    device: Annotated[str, MEANING["device"]] = DEFAULT.device,
+) -> None:
+    """Train an attention stack on a generated task, and record where its gradient goes."""
+    config = TrainConfig(**locals())
+    columns = [
+        TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.3f}"),
+        TextColumn("validation {task.fields[val_accuracy]:.3f}"),
+        TimeRemainingColumn(),
+    ]
+    screen = Console(stderr=True)
+    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    nan = math.nan
+    work = bar.add_task("train", total=config.steps, loss=nan, accuracy=nan, val_accuracy=nan)
+    try:
+        with bar:
+            result = train(
+                config,
+                lambda now: bar.update(
+                    work,
+                    completed=now.step,
+                    loss=now.loss,
+                    accuracy=now.accuracy,
+                    val_accuracy=now.val_accuracy,
+                ),
+            )
+    except KeyboardInterrupt:
+        recorded = f"what was recorded is in {out}" if out.exists() else "nothing was recorded"
+        typer.echo(f"stopped; {recorded}", err=True)
+        raise typer.Exit(130) from None
+    by_hops = "  ".join(f"{k}: {a:.3f}" for k, a in enumerate(result.scores.by_hops, 1))
+    typer.echo(f"validation accuracy {result.scores.accuracy:.3f}  (by hops: {by_hops})")
+    typer.echo(
+        f"recorded in {out} ({result.seconds:.0f} s); next: gradscope analyze {shlex.quote(str(out))}"
+    )
 
 
 def _show(content: RenderableType) -> None:
