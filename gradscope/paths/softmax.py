@@ -4,6 +4,7 @@ Jᵀg = p ∘ (g − ⟨p, g⟩) for a row p. Near one-hot, g_i − ⟨p, g⟩ a
 difference of two nearly equal numbers: PyTorch's kernels lose one digit for each decade of
 1 − max p there, and in float32 nothing is left when max p = 1 − 1e-7. But Jᵀ takes constants to
 zero, so g may be shifted: with g = 0 at the maximum of p, only small terms are left to add.
+For the same reason values that all queries see may be shifted by their mean.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def attention_backward(node: Any, g: Tensor) -> tuple[Tensor | None, ...] | None
         p = p.nan_to_num(0.0)  # rows in which everything is masked
         if not torch.allclose(p @ values, outputs, rtol=0, atol=tolerance):
             return None
-        ds = jacobian_product(p, gradients @ values.mT, -1) * scale
+        spread = values - values.mean(-2, keepdim=True)
+        ds = jacobian_product(p, gradients @ spread.mT, -1) * scale
         dq[b, :, rows] = (ds @ keys).flatten(1, 2)
         dk[b] += (ds.mT @ queries).sum(2)
         dv[b] += (p.mT @ gradients).sum(2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gradscope.paths import Crossing, find_softmaxes, graded_gradients, mean_crossings
@@ -43,20 +43,16 @@ def assert_orders(found, expected, rtol):
     assert (expected[len(found) :] == 0).all()
 
 
-def own_size(program, value, expected):
-    """Skip graphs in which an order is next to nothing because its paths cancel."""
-    sizes = expected.norm(dim=1)
-    whole = reference.cancelling(program, value)
-    return bool(((sizes == 0) | (sizes > 1e-5 * whole)).all())
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=40, deadline=None)
 @given(programs(), st.data())
 def test_every_order_is_the_sum_over_its_paths(program, data):
     value = data.draw(st.integers(0, len(program.ops)), label="target")
     expected = reference.graded(program, value, ORDERS)
-    assume(own_size(program, value, expected))
+    # Where an order is the small rest of large terms that cancel, there is no right answer.
+    growth = reference.conditioning(program, value, ORDERS)
     for dtype, rtol in [(torch.float64, 1e-8), (torch.float32, 1e-4)]:
+        if growth * torch.finfo(dtype).eps > rtol / 10:
+            continue
         graph = reference.run(program, dtype)
         graded = graded_gradients(graph.loss, [graph.values[value]])
         assert graded.components[0].dtype is dtype
@@ -109,7 +105,7 @@ def test_mean_crossings_weighs_the_orders(program):
     graph = reference.run(program)
     parts = reference.graded(program, 0, ORDERS)
     g = parts.sum(0)
-    assume(float(g.norm()) > 1e-4 * reference.cancelling(program, 0))
+    assume(float(g.norm()) > 1e-4 * float(reference.magnitudes(program, 0, ORDERS).sum(0).norm()))
     weights = parts @ g / (g @ g)
     expected = (torch.arange(ORDERS + 1) * weights).sum()
     found = mean_crossings(graph.loss, [graph.values[0]])
@@ -117,27 +113,32 @@ def test_mean_crossings_weighs_the_orders(program):
     assert torch.allclose(found[0], expected, rtol=1e-6, atol=1e-9)
 
 
-def residual_stack(layers, scale):
-    """x ← x + scale · W softmax(x), `layers` times: the orders are spaced by `scale`."""
+def residual_stack(layers, scale=1.0, sharpness=1.0):
+    """x ← x + scale · W softmax(sharpness · V x), `layers` times: orders 0 to `layers`."""
     ops = []
     for _ in range(layers):
         x = len(ops)
         ops += [
-            Op("softmax", (x,)),
-            Op("linear", (x + 1,), weight=1, scale=scale),
-            Op("add", (x, x + 2)),
+            Op("linear", (x,), weight=0, scale=sharpness),
+            Op("softmax", (x + 1,)),
+            Op("linear", (x + 2,), weight=1, scale=scale),
+            Op("add", (x, x + 3)),
         ]
     return make(ops)
 
 
 @pytest.mark.parametrize(
+    ("program", "decades"),
+    [(residual_stack(ORDERS, scale=3e-4), 30), (residual_stack(ORDERS, sharpness=30.0), 15)],
+    ids=["weak branches", "peaked softmaxes"],
+)
+@pytest.mark.parametrize(
     ("dtype", "rtol"), [(torch.float64, 1e-8), (torch.float32, 1e-4)], ids=["float64", "float32"]
 )
-def test_small_orders_are_right_relative_to_their_own_size(dtype, rtol):
-    program = residual_stack(ORDERS, scale=3e-4)
+def test_small_orders_are_right_relative_to_their_own_size(program, decades, dtype, rtol):
     expected = reference.graded(program, 0, ORDERS)
     sizes = expected.norm(dim=1)
-    assert sizes[0] / sizes[-1] > 1e30
+    assert sizes.max() / sizes[-1] > 10.0**decades
     graph = reference.run(program, dtype)
     graded = graded_gradients(graph.loss, [graph.values[0]])
     assert_orders(graded.components[0].double(), expected, rtol)
@@ -175,11 +176,11 @@ def test_without_a_softmax_there_is_only_order_zero():
 
 
 def test_only_the_softmaxes_that_are_given_count():
-    program = residual_stack(3, scale=1.0)
+    program = residual_stack(3)
     graph = reference.run(program)
     middle = find_softmaxes(graph.loss)[1]
-    assert middle.node is graph.values[4].grad_fn
-    through, avoiding = reference.through(program, 0, gates=[4])
+    assert middle.node is graph.values[6].grad_fn
+    through, avoiding = reference.through(program, 0, gates=[6])
     for chosen in (middle, middle.node):
         graded = graded_gradients(graph.loss, [graph.values[0]], softmaxes=[chosen])
         assert graded.orders == 1

@@ -107,10 +107,13 @@ def paths(ops: list[Op], end: int, start: int) -> Iterator[list[tuple[int, int]]
             yield [(op, argument), *rest]
 
 
-def graded(program: Program, value: int, orders: int) -> Tensor:
-    """G_0 … G_orders of the loss at a value, (orders + 1, n) float64."""
+def graded(program: Program, value: int, orders: int, noise: float = 0.0, seed: int = 0) -> Tensor:
+    """G_0 … G_orders of the loss at a value, (orders + 1, n) float64.
+
+    With `noise`, every value of the forward pass is off by about that much, relative to its size.
+    """
     parts = torch.zeros(orders + 1, len(program.x), dtype=torch.float64)
-    for path, gradient in _contributions(program, value):
+    for path, gradient in _contributions(program, value, noise, seed):
         parts[crossed(program.ops, path)] += gradient
     return parts
 
@@ -147,30 +150,57 @@ def crossed(ops: list[Op], path: list[tuple[int, int]]) -> int:
     return sum(argument in CROSSING.get(ops[op].kind, ()) for op, argument in path)
 
 
-def cancelling(program: Program, value: int) -> float:
-    """Σ over paths of ‖contribution‖, by which the parts may have cancelled."""
-    return sum(float(g.norm()) for _, g in _contributions(program, value))
+def conditioning(program: Program, value: int, orders: int) -> float:
+    """By how much rounding grows, at most, relative to an order's own size.
+
+    An error in the forward pass moves the Jacobians. An error in the backward pass remains
+    where large terms cancel: those of several paths, or those in one Jacobian's sum.
+    """
+    exact = graded(program, value, orders)
+    noise = 1e-9
+    forward = torch.stack(
+        [(graded(program, value, orders, noise, seed) - exact).norm(dim=1) for seed in range(8)]
+    ).amax(0)
+    errors = torch.maximum(forward / noise, magnitudes(program, value, orders).norm(dim=1))
+    sizes = exact.norm(dim=1)
+    return max((errors / sizes)[sizes > 0].tolist(), default=0.0)
 
 
-def _contributions(program: Program, value: int) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
-    values = _values(program)
+def magnitudes(program: Program, value: int, orders: int) -> Tensor:
+    """`graded` with the absolute value of every number: what there is before it cancels."""
+    parts = torch.zeros(orders + 1, len(program.x), dtype=torch.float64)
+    for path, gradient in _contributions(program, value, absolute=True):
+        parts[crossed(program.ops, path)] += gradient
+    return parts
+
+
+def _contributions(
+    program: Program, value: int, noise: float = 0.0, seed: int = 0, absolute: bool = False
+) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+    values = _values(program, noise, seed)
     jacobians = [
         _jacobians(op, [values[i] for i in op.inputs], program.weights) for op in program.ops
     ]
+    readout = program.readout.double()
+    if absolute:
+        readout = readout.abs()
+        jacobians = [[j.abs() for j in of_op] for of_op in jacobians]
     for path in paths(program.ops, len(program.ops), value):
-        gradient = program.readout.double()
+        gradient = readout
         for op, argument in path:
             gradient = gradient @ jacobians[op][argument]
         yield path, gradient
 
 
-def _values(program: Program) -> list[Tensor]:
+def _values(program: Program, noise: float = 0.0, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     weights = [w.double() for w in program.weights]
     values = [program.x.double()]
-    with torch.no_grad():
-        for op in program.ops:
-            plain = Op("unfused", op.inputs) if op.kind == "fused" else op
-            values.append(_torch(plain, [values[i] for i in op.inputs], weights, 1.0))
+    for op in program.ops:
+        plain = Op("unfused", op.inputs) if op.kind == "fused" else op
+        value = _torch(plain, [values[i] for i in op.inputs], weights, 1.0)
+        error = torch.randn(len(value), generator=generator, dtype=torch.float64)
+        values.append(value * (1 + noise * error))
     return values
 
 
@@ -184,8 +214,7 @@ def _jacobians(op: Op, arguments: list[Tensor], weights: list[Tensor]) -> list[T
         case "tanh":
             return [torch.diag(1 - torch.tanh(x) ** 2)]
         case "softmax":
-            p = torch.softmax(x, 0)
-            return [torch.diag(p) - torch.outer(p, p)]
+            return [_softmax_jacobian(torch.softmax(x, 0))]
         case "add":
             return [one, one]
         case "mul":
@@ -193,20 +222,25 @@ def _jacobians(op: Op, arguments: list[Tensor], weights: list[Tensor]) -> list[T
     return _attention_jacobians(*(a.view(-1, D) for a in arguments))
 
 
+def _softmax_jacobian(p: Tensor) -> Tensor:
+    """−p_i p_j off the diagonal, which makes every row sum to zero. No 1 − p_i: it cancels."""
+    jacobian = -torch.outer(p, p).fill_diagonal_(0)
+    return jacobian - torch.diag(jacobian.sum(1))
+
+
 def _attention_jacobians(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
     """o_ia = Σ_j p_ij v_ja with p_i = softmax_j(s_ij), s_ij = q_i · k_j / √d.
 
-    ∂o_ia/∂s_ij = p_ij (v_ja − o_ia), ∂s_ij/∂q_ic = k_jc / √d, ∂s_ij/∂k_jc = q_ic / √d.
+    ∂o_ia/∂s_ij = p_ij Σ_l p_il (v_ja − v_la), ∂s_ij/∂q_ic = k_jc / √d, ∂s_ij/∂k_jc = q_ic / √d.
     """
     T = len(q)
     p = torch.softmax(q @ k.T / math.sqrt(D), 1)
-    o = p @ v
     to_q, to_k, to_v = (torch.zeros(T, D, T, D, dtype=torch.float64) for _ in range(3))
     for i in range(T):
         for a in range(D):
             for j in range(T):
                 to_v[i, a, j, a] = p[i, j]
-                by_logit = p[i, j] * (v[j, a] - o[i, a]) / math.sqrt(D)
+                by_logit = p[i, j] * (p[i] @ (v[j, a] - v[:, a])) / math.sqrt(D)
                 for c in range(D):
                     to_q[i, a, i, c] += by_logit * k[j, c]
                     to_k[i, a, j, c] += by_logit * q[i, c]
