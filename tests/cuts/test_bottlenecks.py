@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -494,6 +495,22 @@ def test_inputs_that_cannot_be_seen():
         bottlenecks(model, lambda: model(Box(torch.randn(B, 4))))
     with pytest.raises(GradscopeError, match="no input of the model leads to its output"):
         bottlenecks(model, lambda: model(Box(torch.randn(B, 4))), batch_size=B)
+
+
+def test_a_cut_as_primitives():
+    found = cut(mlp(8, 6, 4, 10), torch.randn(B, 8)).to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found == {
+        "source": "(input)",
+        "sink": "(output)",
+        "kind": "module",
+        "width": 4,
+        "tensors": ["1"],
+        "shapes": [[B, 4]],
+        "source_width": 8,
+        "sink_width": 10,
+        "ratio": 0.5,
+    }
 
 
 def test_a_cut_in_words():
