@@ -130,9 +130,8 @@ def train_command(
         raise typer.Exit(130) from None
     by_hops = "  ".join(f"{k}: {a:.3f}" for k, a in enumerate(result.scores.by_hops, 1))
     typer.echo(f"validation accuracy {result.scores.accuracy:.3f}  (by hops: {by_hops})")
-    typer.echo(
-        f"recorded in {out} ({result.seconds:.0f} s); next: gradscope analyze {shlex.quote(str(out))}"
-    )
+    typer.echo(f"{config.steps} steps in {result.seconds:.0f} s, recorded in {out}")
+    typer.echo(f"next: gradscope analyze {shlex.quote(str(out))}")
 
 
 def _show(content: RenderableType) -> None:
