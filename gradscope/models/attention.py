@@ -35,6 +35,10 @@ class Attention(nn.Module):
     a 1 × 1 convolution of a concatenation is a sum of one linear map for each part, which spares
     copying u to every position. The logits have no bias, to which a softmax is blind.
 
+    It is as blind to all else that positions share. W_u u is the same at every position, so that
+    a query steers attention by the curvature of tanh alone, and the smaller the features are,
+    the less gradient comes back to it.
+
     Args:
         feature_dim: D, of the features at a position.
         query_dim: U, of the query.

@@ -68,3 +68,16 @@ def test_a_previous_latent_state_goes_with_a_layer_made_for_it():
         Attention(D, U, H, previous_dim=3)(v, u)
     with pytest.raises(ValueError, match="previous_dim"):
         Attention(D, U, H)(v, u, before)
+
+
+def test_a_query_steers_by_the_curvature_of_tanh_alone(monkeypatch):
+    torch.manual_seed(5)
+    layer = Attention(D, U, H).double()
+    v, u = torch.randn(B, N, D).double(), torch.randn(B, U).double().requires_grad_()
+
+    def steering():
+        return torch.autograd.grad(layer(v, u).weights.square().sum(), u)[0].norm()
+
+    assert steering() > 1e-3
+    monkeypatch.setattr(torch, "tanh", lambda x: x)
+    assert steering() < 1e-15
