@@ -122,8 +122,8 @@ class Names:
 
 
 def canonical(group: list[Named]) -> Named:
-    """Of several names of one tensor, the outermost module that is not the root."""
-    return min(group, key=lambda n: (n.name.startswith(OUTPUT), n.outer, n.name))
+    """Of several names of one tensor, the outermost module's that is not the root, the first's."""
+    return min(group, key=lambda n: (n.name.startswith(OUTPUT), n.outer))
 
 
 def call_names(calls: list[Call], paths: dict[nn.Module, str]) -> list[tuple[Call, str]]:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.capture.calls import Call
 from gradscope.capture.ledger import Ledger, Read, absent
 from gradscope.capture.naming import Names, Place, canonical
 from gradscope.capture.softmaxes import SoftmaxTap, chosen_rows
 from gradscope.capture.taps import Failed, ForkTap, NodeTap, TensorTap
-from gradscope.capture.walk import FUSED_ATTENTION, OPAQUE, SOFTMAX, Graph, operation, tensors_in
+from gradscope.capture.walk import OPAQUE, Graph, operation, tensors_in
 from gradscope.run import Column, Site
 
 # A tensor read more often than this (the weight of an unrolled recurrence) is not split by

@@ -10,15 +10,6 @@ import torch
 
 Node = Any  # torch.autograd.graph.Node; its attributes depend on the operation
 
-SOFTMAX = frozenset({"SoftmaxBackward0", "SafeSoftmaxBackward0"})
-FUSED_ATTENTION = frozenset(
-    {
-        "ScaledDotProductFlashAttentionForCpuBackward0",
-        "ScaledDotProductFlashAttentionBackward0",
-        "ScaledDotProductEfficientAttentionBackward0",
-        "ScaledDotProductCudnnAttentionBackward0",
-    }
-)
 # Nodes whose inside autograd does not show, and what the report says of them.
 OPAQUE = {
     "CompiledFunctionBackward": "compiled by torch.compile",

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.capture.naming import VIEWS
-from gradscope.capture.walk import FUSED_ATTENTION, SOFTMAX
 from gradscope.cuts.tensors import PROBABILITIES, TensorGraph
 
 # What makes logits out of latents (names as `operation` gives them: bmm, addmm, convolution).

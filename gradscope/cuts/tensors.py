@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from gradscope.attention_nodes import FUSED_ATTENTION
 from gradscope.capture.naming import VIEWS, Place
-from gradscope.capture.walk import FUSED_ATTENTION, Graph, Node, operation
+from gradscope.capture.walk import Graph, Node, operation
 from gradscope.errors import GradscopeError
 
 # "Output" of a fused attention node that stands for the softmax probabilities inside it.

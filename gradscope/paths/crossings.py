@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.errors import PathwayError
 from gradscope.paths.backward import Node, execution_order
-from gradscope.paths.softmax import FUSED, SOFTMAX
 
 # The edges of fused attention are query, key, value and, in some kernels, the bias that is
 # added to the logits. All but the value pass through the softmax.
@@ -56,7 +56,7 @@ def find_softmaxes(
         name = node.name()
         if name in extra:
             found.append(Crossing(node, tuple(extra[name])))
-        elif name in SOFTMAX or name in FUSED or name == "MaskedSoftmaxBackward0":
+        elif name in SOFTMAX or name in FUSED_ATTENTION or name == "MaskedSoftmaxBackward0":
             found.append(crossing(node))
         elif _UNKNOWN.search(name) and not _LOSS.search(name):
             raise PathwayError(
@@ -69,7 +69,7 @@ def find_softmaxes(
 
 def crossing(node: Node) -> Crossing:
     """The edges of `node` that cross it: those past the softmax, where it holds one, else all."""
-    stays_out = VALUE if node.name() in FUSED else None
+    stays_out = VALUE if node.name() in FUSED_ATTENTION else None
     return Crossing(node, tuple(i for i in range(len(node.next_functions)) if i != stays_out))
 
 

@@ -16,21 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOFTMAX = frozenset(
-    {
-        "SoftmaxBackward0",
-        "SafeSoftmaxBackward0",  # F.scaled_dot_product_attention where it is not fused
-    }
-)
-FUSED = frozenset(
-    {
-        "ScaledDotProductFlashAttentionForCpuBackward0",
-        "ScaledDotProductFlashAttentionBackward0",
-        "ScaledDotProductEfficientAttentionBackward0",
-        "ScaledDotProductCudnnAttentionBackward0",
-        "ScaledDotProductFusedAttentionOverrideableBackward0",
-    }
-)
+from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
+
 # Attention probabilities are made anew in blocks of about this many elements.
 BLOCK = 1 << 22
 
@@ -44,7 +31,7 @@ def accurate_backward(
         return None
     if name in SOFTMAX:
         return (softmax_backward(node, gradient),)
-    if name in FUSED and gradient.dtype in (torch.float32, torch.float64):
+    if name in FUSED_ATTENTION and gradient.dtype in (torch.float32, torch.float64):
         return attention_backward(node, gradient)
     return None
 
