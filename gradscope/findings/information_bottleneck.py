@@ -1,0 +1,173 @@
+"""information-bottleneck: between two attention layers only a few numbers pass.
+
+Definition. The minimum vertex cut between the latents of two consecutive softmaxes (what their
+logits are computed from) is narrow where its width is at most `NARROW` of the smaller of the two:
+both sides are wide, what links them is not. Likewise from input to output. One finding for all
+layers of a role. Where they were recorded, two measurements stand beside the structure: the
+effective rank of what the source's layer returns, late in the run, and linear probes.
+
+Source: Fan & Zhou, "Stacked Latent Attention for Multimodal Reasoning", CVPR 2018: a stack that
+hands on one content vector throws the spatial reasoning of each layer away. Menger's theorem
+makes the cut the most that can pass.
+
+Severity. Warning between softmaxes, but info where linear probes read at least `READ` of what
+they were asked for. Info from input to output: an autoencoder's code is narrow on purpose.
+
+Silent where the narrowest place is about as wide as source or sink: an output of ten classes is
+no bottleneck, nor are a few latent queries that read a large input. Silent too about a width of 0
+(no path at all), and where no softmax follows another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._groups import by_role, named
+from gradscope.findings._rule import Rule
+from gradscope.findings._signals import Signals, quiet_median
+
+NARROW = 0.1  # a vector of a latent map of n ≥ 10 positions; transformers link layers at 0.5
+READ = 0.9  # of a probe's held-out answers: what was asked for does pass
+LATE = 0.1  # share of the recorded steps, at the end, that an effective rank is taken from
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A narrow cut, in numbers per sample."""
+
+    name: str
+    source: str
+    sink: str
+    between_softmaxes: bool
+    width: float
+    source_width: float
+    sink_width: float
+    tensors: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        return self.width / min(self.source_width, self.sink_width)
+
+
+def find(signals: Signals) -> list[Finding]:
+    narrow = {cut.source: cut for cut in _cuts(signals) if 0 < cut.ratio <= NARROW}
+    inside = [cut.source for cut in narrow.values() if cut.between_softmaxes]
+    groups = [[narrow[s] for s in same] for same in by_role(inside).values()]
+    groups += [[cut] for cut in narrow.values() if not cut.between_softmaxes]
+    return [_finding(signals, group) for group in groups]
+
+
+def _cuts(signals: Signals) -> list[Narrow]:
+    """Every recorded cut, as it was last seen."""
+    tensors = {
+        f"{cut['source']} → {cut['sink']}": tuple(map(str, cut.get("tensors") or ()))
+        for cut in signals.run.meta.get("cuts") or ()
+    }
+    widths = signals.matrix("cut", "width")
+    found = []
+    for name in widths.sites:
+        width, before, behind = (
+            _last(signals, name, m) for m in ("width", "source_width", "sink_width")
+        )
+        if np.isfinite([width, before, behind]).all() and min(before, behind) > 0:
+            source, _, sink = name.partition(" → ")
+            softmax = signals.site("cut", name).type == "softmax"
+            passing = tensors.get(name, ())
+            found.append(Narrow(name, source, sink, softmax, width, before, behind, passing))
+    return found
+
+
+def _last(signals: Signals, name: str, metric: str) -> float:
+    matrix = signals.matrix("cut", metric)
+    if name not in matrix:
+        return float("nan")
+    column = matrix.column(name)[matrix.present[:, matrix.sites.index(name)]]
+    return float(column[-1]) if len(column) else float("nan")
+
+
+def _finding(signals: Signals, group: list[Narrow]) -> Finding:
+    first = min(group, key=lambda cut: cut.ratio)
+    probes = _probes(signals)
+    read = bool(probes) and all(accuracy >= READ for accuracy, _ in probes.values())
+    severity: Severity = "warning" if first.between_softmaxes and not read else "info"
+    rank, capacity = _effective_rank(signals, first.source)
+    where = f"{named(first.source)} and {named(first.sink)}"
+    others = f", and likewise in {len(group) - 1} more places" if len(group) > 1 else ""
+    through = f" ({' + '.join(first.tensors[:3])})" if first.tensors else ""
+    what = "the latents of " if first.between_softmaxes else ""
+    return Finding(
+        rule="information-bottleneck",
+        severity=severity,
+        site=group[0].source,
+        # A matter of structure: it holds at every step.
+        first_step=int(signals.steps[0]),
+        last_step=int(signals.steps[-1]),
+        evidence={
+            "width": first.width,
+            "source_width": first.source_width,
+            "sink_width": first.sink_width,
+            "ratio": first.ratio,
+            "cut": list(first.tensors[:8]),
+            "places": len(group),
+            "effective_rank": rank,
+            "rank_capacity": capacity,
+            "probe_accuracy": {name: accuracy for name, (accuracy, _) in probes.items()} or None,
+            "probe_baseline": {name: base for name, (_, base) in probes.items()} or None,
+        },
+        message=(
+            f"Between {what}{where} only {first.width:g} numbers per sample pass{through}, "
+            f"{first.ratio:.2g} of what the smaller of the two holds{others}."
+        ),
+        remedy=(
+            "Hand on more than the content vector: concatenate the layer's latent state, or at "
+            "least its heat map, into the next layer."
+            if first.between_softmaxes
+            else "Nothing, if the code is meant to be this small; otherwise widen that place, or "
+            "lead a connection around it."
+        ),
+        view=View("cut", "ratio", tuple(cut.name for cut in group), thresholds={"narrow": NARROW}),
+    )
+
+
+def _effective_rank(signals: Signals, source: str) -> tuple[float | None, int | None]:
+    """The lowest late effective rank in the source's layer, and the most it could be.
+
+    A batch of B samples spans at most B - 1 dimensions.
+    """
+    if not signals.has("module", "effective_rank"):
+        return None, None
+    ranks = signals.matrix("module", "effective_rank")
+    late = ranks.values[-max(1, round(LATE * len(ranks.steps))) :]
+    found = []
+    for j, name in enumerate(ranks.sites):
+        value = float(quiet_median(late[:, j]))
+        if (name == source or name.startswith(f"{source}.")) and np.isfinite(value):
+            shape = signals.site("module", name).shape
+            capacity = min(shape[0] - 1, int(np.prod(shape[1:]))) if len(shape) > 1 else None
+            found.append((value, capacity))
+    return min(found, key=lambda pair: pair[0]) if found else (None, None)
+
+
+def _probes(signals: Signals) -> dict[str, tuple[float, float]]:
+    """Probe → accuracy and the better of its baselines, both as last measured."""
+    if not signals.has("probe", "accuracy"):
+        return {}
+    accuracy = signals.matrix("probe", "accuracy")
+    found = {}
+    for name in accuracy.sites:
+        keys = [(name, "")]
+        base = [
+            signals.matrix("probe", m).on(accuracy.steps).columns(keys)
+            for m in ("majority", "shuffled")
+        ]
+        at = np.flatnonzero(np.isfinite(accuracy.column(name)))
+        if len(at):
+            known = [b[at[-1], 0] for b in base if np.isfinite(b[at[-1], 0])]
+            found[name] = (float(accuracy.column(name)[at[-1]]), float(max(known, default=np.nan)))
+    return found
+
+
+RULE = Rule("information-bottleneck", (("cut", "width"),), find)
