@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from gradscope.findings._finding import SEVERITIES, Finding
 from gradscope.findings._ladders import role_of
+from gradscope.findings.update_too_large import LARGE
 
 # Symptom → what can explain it, likeliest first. The cause has to begin no later than the symptom,
 # and the rules in `_LOCAL` must also sit in the same repeated structure.
@@ -20,6 +21,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "peaked-softmax": ("update-too-large",),
     "vanishing-gradient": (
         "update-too-large",
+        "softmax-borne",
         "peaked-softmax",
         "diffuse-softmax",
         "cancelling-fork",
@@ -28,6 +30,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "no-update": ("non-finite", "update-too-large", "vanishing-gradient"),
 }
 _LOCAL = {
+    ("vanishing-gradient", "softmax-borne"),
     ("vanishing-gradient", "peaked-softmax"),
     ("vanishing-gradient", "diffuse-softmax"),
     ("starved-pathway", "peaked-softmax"),
@@ -78,12 +81,10 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
     if cause.first_step > symptom.first_step:
         return False
     pair = (symptom.rule, cause.rule)
-    # A gradient that explodes along depth makes large updates; one that bursts at some step is
-    # made by them.
     if pair == ("update-too-large", "exploding-gradient"):
-        return cause.evidence["along"] == "depth"
+        return not _update_came_first(cause, symptom)
     if pair == ("exploding-gradient", "update-too-large"):
-        return symptom.evidence["along"] == "time"
+        return _update_came_first(symptom, cause)
     if cause.rule == "update-too-large" and symptom.rule != "non-finite":
         return cause.first_step < symptom.first_step
     if pair == ("no-update", "non-finite"):
@@ -93,6 +94,17 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
         drop = symptom.evidence["largest_drop_decades"]
         return cause.evidence["agreement"] <= (0.0 if drop is None else 10 ** (-drop / 2))
     return pair not in _LOCAL or bool(_structures(symptom) & _structures(cause))
+
+
+def _update_came_first(explosion: Finding, update: Finding) -> bool:
+    """Whether large updates made the gradient explode, or the other way round.
+
+    Where both are first seen at one step, a gradient that explodes along depth made the update;
+    so did a burst over time, unless updates had been large before it.
+    """
+    if update.first_step != explosion.first_step:
+        return update.first_step < explosion.first_step
+    return explosion.evidence["along"] == "time" and update.evidence["update_ratio_start"] >= LARGE
 
 
 def _structures(finding: Finding) -> set[str]:
