@@ -51,11 +51,13 @@ def longest_spell(steps: np.ndarray, holds: np.ndarray, known: np.ndarray) -> Sp
     if not len(at) or not holds[at].any():
         return None
     smooth = _majority(holds[at])
-    if not smooth.any():
-        return None
     edges = np.flatnonzero(np.diff(np.concatenate(([0], smooth.astype(np.int8), [0]))))
     starts, ends = edges[::2], edges[1::2]
-    longest = int(np.argmax(ends - starts))
+    total = np.concatenate(([0], np.cumsum(holds[at])))
+    steps_held = total[ends] - total[starts]
+    if not steps_held.any():  # scattered steps: a majority of them may lie between two
+        return None
+    longest = int(np.argmax(steps_held))
     held = at[starts[longest] : ends[longest]]
     inside = np.zeros(len(steps), dtype=bool)
     inside[held] = holds[held]

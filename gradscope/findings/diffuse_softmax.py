@@ -1,98 +1,141 @@
 """diffuse-softmax: a softmax stays uniform, so it selects nothing and passes on 1/n.
 
 Definition. Normalised entropy of at least `ENTROPY`, mean over rows, at nearly all recorded steps
-of a run long enough to have left initialisation, and still so at its end. For uniform p the
-Jacobian is (I − 11ᵀ/n)/n: what passes is at most 1/n of the gradient, whatever the logits.
+of a run of at least `STEPS` optimizer steps, and still so at its end. For uniform p the Jacobian
+is (I − 11ᵀ/n)/n: what passes is at most 1/n of the gradient, whatever the logits.
 
 Source: the Jacobian of softmax.
 
-Severity. Attention is uniform at initialisation, so a start is no finding, nor is a run of fewer
-than `STEPS` optimizer steps or `RECORDED` recorded ones. Warning where most softmaxes of the run
-stay uniform, or the loss has not fallen; info for a few among others that have learned to select
-(a layer may well average).
+Severity. Attention is uniform at initialisation: with small weights it stays so for some hundred
+steps of a run that goes on to learn, so time is the evidence. Warning after `LONG` steps; after
+`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place. Info before that,
+and for a few softmaxes among others that select while the loss falls (a layer may well average).
 
 Silent about rows of two elements and under causal masks, whose early rows are short.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 
-from gradscope.findings._finding import Finding, View
+from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import by_role, listed
-from gradscope.findings._persistence import longest_spell
+from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 from gradscope.findings._training import progress
 
 ENTROPY = 0.995  # attention in healthy runs is under 0.985 by the end, even where it averages
+EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the first 200 steps
+LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 MIN_N = 3
 GAIN = 2.0  # times 1/n: above that the rows are not uniform where the gradient is
 HELD = 0.8  # share of the recorded steps
 MOST = 0.6  # share of the softmaxes that makes it the model's condition, not a layer's choice
-STEPS = 100  # optimizer steps
+STEPS, SHORT, LONG = 100, 250, 1000  # optimizer steps
 RECORDED = 10
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One softmax that stays uniform: its spell, and 1 − entropy at the end and before."""
+
+    spell: Spell
+    end: float
+    before: float
+
+    @property
+    def exact(self) -> bool:
+        return self.end <= 1 - EXACTLY and self.end <= LEAVING * max(self.before, 1e-6)
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
     entropy = signals.matrix("softmax", "entropy")
-    if len(entropy.steps) < RECORDED or entropy.steps[-1] - entropy.steps[0] < STEPS:
-        return Skipped(f"softmax recorded for under {STEPS} steps, or at under {RECORDED}")
-    sizes = {s: (0, *signals.site("softmax", s).shape)[-1] for s in entropy.sites}
+    steps = int(entropy.steps[-1] - entropy.steps[0])
+    if len(entropy.steps) < RECORDED or steps < STEPS:
+        return Skipped(f"softmax recorded over under {STEPS} steps, or at under {RECORDED}")
     gain = signals.matrix("softmax", "gain").on(entropy.steps)
-    spells = {}
+    uniform: dict[str, Uniform] = {}
     for j, site in enumerate(entropy.sites):
-        values, n = entropy.values[:, j], sizes[site]
+        values, n = entropy.values[:, j], _size(signals, site)
         if n and n < MIN_N:
             continue
         with np.errstate(invalid="ignore"):
-            uniform = values >= ENTROPY
+            flat = values >= ENTROPY
             if n and site in gain:
-                uniform &= ~(gain.column(site) > GAIN / n)
-        spell = longest_spell(entropy.steps, uniform, np.isfinite(values))
+                flat &= ~(gain.column(site) > GAIN / n)
+        spell = longest_spell(entropy.steps, flat, np.isfinite(values))
         if spell is not None and spell.ongoing and spell.share >= HELD:
-            spells[site] = spell
+            uniform[site] = Uniform(spell, *_ends(1 - values[np.isfinite(values)]))
+    severity = _severity(signals, uniform.values(), len(entropy.sites), steps)
+    return [
+        _finding(signals, {site: uniform[site].spell for site in sites}, severity)
+        for sites in by_role(uniform).values()
+    ]
+
+
+def _size(signals: Signals, site: str) -> int:
+    """Length of a row; 0 if not recorded."""
+    return (0, *signals.site("softmax", site).shape)[-1]
+
+
+def _ends(deficit: np.ndarray) -> tuple[float, float]:
+    """Median of 1 − entropy over the last tenth of the run, and over the tenth before."""
+    tenth = max(1, len(deficit) // 10)
+    return float(np.median(deficit[-tenth:])), float(np.median(deficit[-2 * tenth : -tenth]))
+
+
+def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, steps: int) -> Severity:
+    found = list(uniform)
     went = progress(signals)
-    alone = len(spells) < MOST * len(entropy.sites) and went is not None and went.learned
-    found = []
-    for sites in by_role(spells).values():
-        last = spells[sites[0]]
-        steps, keys = entropy.steps[last.inside], [(s, "") for s in sites]
-        level = float(quiet_median(entropy.on(steps).columns(keys)))
-        passed = float(quiet_median(gain.on(steps).columns(keys)))
-        n = sizes[sites[0]]
-        share = f"{passed:.2g}" if np.isfinite(passed) else "at most 1/n"
-        found.append(
-            Finding(
-                rule="diffuse-softmax",
-                severity="info" if alone else "warning",
-                site=sites[0],
-                first_step=min(spells[s].first for s in sites),
-                last_step=max(spells[s].last for s in sites),
-                evidence={
-                    "entropy": level,
-                    "gain": passed,
-                    "n": n or None,
-                    "gain_times_n": passed * n if n else None,
-                    "sites": len(sites),
-                    "softmaxes": len(entropy.sites),
-                    "share_of_steps": last.share,
-                    "recorded_steps": last.known,
-                    "loss_fall": None if went is None else went.fall,
-                },
-                message=(
-                    f"The softmax at {listed(sites)} is still uniform at step {last.last} (entropy "
-                    f"{level:.4f} of 1): it selects nothing and passes on {share} of the gradient."
-                ),
-                remedy=(
-                    "Let the logits grow: check their scale (1/√d once, not twice), the "
-                    "temperature and the initialisation of query and key weights, give them a "
-                    "higher learning rate, or add a path around the softmax."
-                ),
-                view=View("softmax", "entropy", tuple(sites), thresholds={"uniform": ENTROPY}),
-            )
-        )
-    return found
+    if len(found) < MOST * softmaxes and went is not None and went.learned:
+        return "info"
+    if steps >= LONG or (steps >= SHORT and sum(u.exact for u in found) >= MOST * len(found)):
+        return "warning"
+    return "info"
+
+
+def _finding(signals: Signals, spells: dict[str, Spell], severity: Severity) -> Finding:
+    sites = list(spells)
+    spell = spells[sites[0]]
+    entropy, gain = signals.matrix("softmax", "entropy"), signals.matrix("softmax", "gain")
+    steps, keys = entropy.steps[spell.inside], [(s, "") for s in sites]
+    level = float(quiet_median(entropy.on(steps).columns(keys)))
+    passed = float(quiet_median(gain.on(steps).columns(keys)))
+    n = _size(signals, sites[0])
+    share = f"{passed:.2g}" if np.isfinite(passed) else "at most 1/n"
+    went = progress(signals)
+    return Finding(
+        rule="diffuse-softmax",
+        severity=severity,
+        site=sites[0],
+        first_step=min(s.first for s in spells.values()),
+        last_step=max(s.last for s in spells.values()),
+        evidence={
+            "entropy": level,
+            "gain": passed,
+            "n": n or None,
+            "gain_times_n": passed * n if n else None,
+            "sites": len(sites),
+            "softmaxes": len(entropy.sites),
+            "share_of_steps": spell.share,
+            "recorded_steps": spell.known,
+            "loss_fall": None if went is None else went.fall,
+        },
+        message=(
+            f"The softmax at {listed(sites)} is still uniform at step {spell.last} (entropy "
+            f"{level:.4f} of 1): it selects nothing and passes on {share} of the gradient."
+        ),
+        remedy=(
+            "Let the logits grow: check their scale (1/√d once, not twice), the temperature and "
+            "the initialisation of query and key weights, give them a higher learning rate, or "
+            "add a path around the softmax."
+        ),
+        view=View("softmax", "entropy", tuple(sites), thresholds={"uniform": ENTROPY}),
+    )
 
 
 RULE = Rule("diffuse-softmax", (("softmax", "entropy"),), find)

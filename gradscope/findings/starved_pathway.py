@@ -6,10 +6,12 @@ the same tensor, so shares compare without any regard to size.
 
 Source: what autograd adds up at a fork, by the multivariate chain rule.
 
-Severity. Warning: what lies behind the edge does not take part in shaping this tensor. Info where
-the share is rising (a branch that starts near 0, such as LayerScale or a zero-initialised
-residual), where the consumer is no part of the model (an auxiliary term of the loss, small on
-purpose), and where fewer than three steps were recorded.
+Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least `LONG` optimizer
+steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
+in a shorter run (queries and keys behind uniform attention start so), where the share is rising (a
+branch that starts near 0, such as LayerScale or a zero-initialised residual), where the consumer
+is no part of the model (an auxiliary term of the loss, small on purpose), and where fewer than
+three steps were recorded.
 
 Silent about parameters and forks that normalise (see `_forks`), and about edges whose gradient is
 exactly 0 throughout: what a slice leaves out was not meant to count (parameters behind such an
@@ -29,7 +31,9 @@ from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 
-SHARE = 1e-3  # queries and keys at a transformer's init have 1e-2 to 1e-3 of the values' share
+SHARE = 1e-3  # branches of healthy nets have 4e-3 and more once they learn
+NEGLIGIBLE = 1e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
+LONG = 1000  # optimizer steps
 HELD = 0.8  # share of the recorded steps
 RISING = 10.0  # factor between the share at the end and at the start of the spell
 
@@ -74,7 +78,7 @@ def _finding(group: list[Starved]) -> Finding:
     rising = all(s.rising for s in group)
     return Finding(
         rule="starved-pathway",
-        severity=_severity(group, rising),
+        severity=_severity(group, rising, share),
         site=first.fork.site,
         first_step=min(s.spell.first for s in group),
         last_step=max(s.spell.last for s in group),
@@ -108,11 +112,12 @@ def _finding(group: list[Starved]) -> Finding:
     )
 
 
-def _severity(group: list[Starved], rising: bool) -> Severity:
+def _severity(group: list[Starved], rising: bool, share: float) -> Severity:
     outside = all(s.edge == "(outside)" for s in group)
     if rising or outside or not any(s.spell.persistent for s in group):
         return "info"
-    return "warning"
+    long = any(s.spell.last - s.spell.first >= LONG for s in group)
+    return "warning" if share < NEGLIGIBLE or long else "info"
 
 
 RULE = Rule("starved-pathway", (("fork", "grad_norm"),), find)

@@ -17,7 +17,7 @@ def test_an_explosion_that_ends_in_nan_is_one_story():
     assert story(
         finding("non-finite", "critical", 12),
         finding("exploding-gradient", "warning", 8, along="time"),
-        finding("update-too-large", "info", 4),
+        finding("update-too-large", "info", 4, update_ratio_start=1e-3),
     ) == [
         ("update-too-large", "critical", ""),
         ("exploding-gradient", "critical", "update-too-large"),
@@ -25,14 +25,26 @@ def test_an_explosion_that_ends_in_nan_is_one_story():
     ]
 
 
-def test_growth_along_depth_makes_the_updates_large():
-    assert story(
-        finding("update-too-large", first=0),
-        finding("exploding-gradient", first=0, along="depth"),
-    ) == [
-        ("exploding-gradient", "warning", ""),
-        ("update-too-large", "warning", "exploding-gradient"),
-    ]
+@pytest.mark.parametrize(
+    ("along", "explosion", "update", "start", "root"),
+    [
+        ("depth", 0, 0, 2.0, "exploding-gradient"),  # as initialised
+        ("depth", 9, 3, 2.0, "update-too-large"),
+        ("time", 9, 9, 1e-3, "exploding-gradient"),  # one bad batch
+        ("time", 9, 9, 0.4, "update-too-large"),
+        ("time", 9, 3, 1e-3, "update-too-large"),
+        ("time", 3, 9, 0.4, "exploding-gradient"),
+    ],
+)
+def test_large_updates_and_explosions(along, explosion, update, start, root):
+    found = rank(
+        [
+            finding("update-too-large", first=update, update_ratio_start=start),
+            finding("exploding-gradient", first=explosion, along=along),
+        ]
+    )
+    assert found[0].rule == root
+    assert (found[0].cause, found[1].cause) == ("", root)
 
 
 def test_a_cause_does_not_come_after_its_symptom():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradscope
-from gradscope.findings import SEVERITIES, analyze, check, rules
+from gradscope.findings import SEVERITIES, Check, Outcome, analyze, check, rules
 from gradscope.run import Run, Site
 from tests.reference import synthetic as made
 
@@ -43,7 +43,7 @@ def test_public_names():
 
 
 def test_every_rule_is_found_by_its_file():
-    assert {rule.name for rule in rules()} == RULES
+    assert {rule.name for rule in rules()} >= RULES
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
@@ -63,20 +63,21 @@ def test_a_run_without_recorded_steps():
 
 def test_what_ran_and_what_did_not():
     found = check(made.run(*made_healthy()))
-    skipped = {o.rule: o.skipped for o in found.outcomes if not o.ran}
-    assert skipped == {
-        "peaked-softmax": "no softmax",
-        "diffuse-softmax": "no softmax",
-        "cancelling-fork": "no fork",
-        "starved-pathway": "no fork",
-    }
-    assert found.summary == "5 rules ran, 4 not applicable: no fork; no softmax"
-    assert {o.rule for o in found.outcomes} == RULES
+    reasons = {o.rule: o.skipped for o in found.outcomes}
+    assert reasons["peaked-softmax"] == reasons["diffuse-softmax"] == "no softmax"
+    assert reasons["cancelling-fork"] == reasons["starved-pathway"] == "no fork"
+    assert not any(reasons[r] for r in RULES if "softmax" not in r and reasons[r] != "no fork")
+    assert [o.rule for o in found.outcomes] == [rule.name for rule in rules()]
 
 
-def test_summary_when_all_ran():
-    rows, sites = troubled()
-    assert check(made.run([(s * 9, *r) for s, *r in rows], sites)).summary == "9 rules ran"
+def test_summary():
+    ran = [Outcome("a"), Outcome("b")]
+    skipped = [Outcome("c", "no softmax"), Outcome("d", "no fork"), Outcome("e", "no softmax")]
+    assert Check(tuple(ran), ()).summary == "2 rules ran"
+    assert Check((*ran[:1], *skipped[:1]), ()).summary == "1 rule ran, 1 not applicable: no softmax"
+    assert Check((*ran, *skipped), ()).summary == (
+        "2 rules ran, 3 not applicable: no softmax; no fork"
+    )
 
 
 def made_healthy(steps=40):

@@ -48,6 +48,26 @@ def test_two_steps():
     assert spell("xxx").persistent
 
 
+def test_scattered_steps():
+    assert spell("x..x.x..x") is None or spell("x..x.x..x").inside.any()
+    assert spell("....x.x....") is None
+
+
+@given(st.text("x.?", max_size=40))
+def test_a_spell_is_made_of_steps_at_which_it_held(text):
+    found = spell(text)
+    if found is None:
+        return
+    at = np.flatnonzero(found.inside)
+    assert {text[i] for i in at} == {"x"}
+    assert (found.first, found.last) == (at[0], at[-1])
+    assert 0 < found.share <= 1
+    assert found.known == len(text) - text.count("?")
+    if found.ongoing:
+        known = text.replace("?", "")
+        assert "x" in known[-max(1, round(0.1 * len(known))) :]
+
+
 def test_empty():
     assert longest_spell(np.array([], int), np.array([], bool), np.array([], bool)) is None
 

@@ -28,6 +28,12 @@ def test_only_the_share_counts(scale):
     assert find(made.fork("h", {"a:linear": 0.01 * scale, "b:linear": scale}, scale)) == []
 
 
+def test_small_but_not_negligible_takes_time_to_matter():
+    rows = made.fork("h", {"q:linear": 5e-4, "v:linear": 1.0}, 1.0)
+    assert find(rows)[0].severity == "info"
+    assert find([(step * 50, *rest) for step, *rest in rows])[0].severity == "warning"
+
+
 def test_a_branch_that_starts_small_and_grows():
     growing = np.geomspace(1e-6, 5e-4, 40)
     rows = made.fork("h", {"branch:linear": growing, "main:linear": 1.0}, 1.0)
