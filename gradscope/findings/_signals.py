@@ -125,9 +125,13 @@ class Signals:
         sums, counts = np.zeros((2, len(steps), len(keys)))
         for block, used, to in parts:
             rows = np.searchsorted(steps, block.steps)
-            seen = block.present[:, used]
-            np.add.at(counts, (rows[:, None], to[None, :]), seen)
-            np.add.at(sums, (rows[:, None], to[None, :]), np.where(seen, block.values[:, used], 0))
+            while len(used):  # one round a rank: within a round, no two columns share a place
+                _, first = np.unique(to, return_index=True)
+                cells = np.ix_(rows, to[first])
+                seen = block.present[:, used[first]]
+                counts[cells] += seen
+                sums[cells] += np.where(seen, block.values[:, used[first]], 0)
+                used, to = np.delete(used, first), np.delete(to, first)
         present = counts > 0
         with np.errstate(invalid="ignore"):
             values = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=present)

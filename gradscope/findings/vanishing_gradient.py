@@ -11,12 +11,14 @@ Source: Bengio, Simard & Frasconi, "Learning long-term dependencies with gradien
 difficult", IEEE Trans. Neural Networks 5(2), 1994 (gradients decay geometrically along depth);
 the limit of 10⁻³ between first and last layer is AutoTrainer's (Zhang et al., ICSE 2021).
 
-Severity. Critical where the optimizer passes the decay on, so that the early layers hardly move
-(update ratio under `STARVED` of the last layers'), or where nothing at all arrives. Warning
-otherwise. An optimizer that divides by the gradient's own size (Adam, RMSprop, LARS) can hide it:
-if update ratios are alike and the loss falls well, info. Info as well for what was over within
-half of the run, and for one module called again and again (time steps of a recurrent cell: its
-parameters learn from the late calls) while the loss falls.
+Severity. Critical where nothing at all arrives, or where the optimizer passes the decay on, so that
+the early layers hardly move (update ratio under `STARVED` of the last layers'; with no update
+measured, a decay of `HOPELESS` while the loss does not fall). Warning otherwise. Info for what was
+over within half of the run; for one module called again and again (time steps of a recurrent cell:
+its parameters learn from the late calls) while the loss falls; and where an optimizer that divides
+by the gradient's own size (Adam, RMSprop, LARS) hides it, update ratios being alike, the loss falls
+and it did not hold for most of the run. Fewer than three recorded steps: info, or warning for a
+decay of `HOPELESS`.
 
 Silent with fewer than three comparable sites, on steps where no gradient arrives anywhere, and
 where depth changes only a shape.
@@ -126,7 +128,8 @@ def _severity(
     if ends is not None:
         if spell.ongoing and ends[0] < STARVED * ends[1]:
             return "critical"
-        return "info" if _hidden(ends) and learned else "warning"
+        lasting = spell.ongoing and spell.share >= MOST
+        return "info" if _hidden(ends) and learned and not lasting else "warning"
     return "critical" if decades >= HOPELESS and spell.ongoing and not learned else "warning"
 
 

@@ -80,8 +80,10 @@ def test_an_optimizer_that_hides_it():
     (finding,) = find(rows, sites)
     assert (finding.severity, finding.evidence["hidden_by_optimizer"]) == ("warning", True)
     assert "optimizer hides it" in finding.message
-    (learning,) = find(rows + made.loss(2.0, 0.1), sites)
-    assert learning.severity == "info"
+
+    late = made.ladder(lambda step: 0.8 if step > 25 else 0.0) + made.parameters(NAMES)
+    assert find(late + made.loss(2.0, 1.9), sites)[0].severity == "warning"
+    assert find(late + made.loss(2.0, 0.1), sites)[0].severity == "info"
 
 
 def test_no_gradient_at_all():
