@@ -8,8 +8,9 @@ Source: the Jacobian of softmax.
 
 Severity. Attention is uniform at initialisation: with small weights it stays so for some hundred
 steps of a run that goes on to learn, so time is the evidence. Warning after `LONG` steps; after
-`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place. Info before that,
-and for a few softmaxes among others that select while the loss falls (a layer may well average).
+`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place. Info before
+that, and for a few softmaxes among others that select while the loss falls (a layer may well
+average).
 
 Silent about rows of two elements and under causal masks, whose early rows are short.
 """
