@@ -211,6 +211,39 @@ def test_two_forward_passes_and_one_backward():
         optimizer.zero_grad()
 
 
+def numbers(run):
+    """All that a run measured of gradients, by (step, kind, site, edge, metric)."""
+    table = run.frame()
+    table = table[table["kind"] != "scalar"]
+    return table.set_index(["step", "kind", "site", "edge", "metric"])["value"].to_dict()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformer encoder", "transformer decoder", "functional forks", "unet", "tied weights"],
+)
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_one_backward_through_two_passes_equals_two_backwards(name, order):
+    """Contrastive learning: one model, two views, one loss. Forks and softmaxes included."""
+    case = CASES[name]
+    model, _ = case.pair()
+    twin = copy.deepcopy(model)
+
+    def together(optimizer):
+        losses = [case.loss(model, view) for view in (0, 1)]
+        (losses[order[0]] + losses[order[1]]).backward()
+        optimizer.step()
+
+    def apart(optimizer):
+        for view in (0, 1):
+            case.loss(twin, view).backward()
+        optimizer.step()
+
+    one, two = record(model, together), record(twin, apart)
+    assert one.meta["errors"] == []
+    assert numbers(one) == pytest.approx(numbers(two), rel=2e-4, abs=1e-6)
+
+
 def evaluate(model):
     model.eval()
     with torch.no_grad():

@@ -287,6 +287,53 @@ def test_activations_and_graph_die_at_the_usual_moment():
         gc.enable()
 
 
+class Attending(nn.Module):
+    """An activation that autograd has no use for, and a softmax that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.softmax = nn.Softmax(-1)
+        self.alive = []
+
+    def forward(self, x):
+        h = self.a(x)
+        watching = weakref.ref(h)
+        h = h + 1
+        self.alive.append(watching() is not None)
+        p = self.softmax(self.b(h))
+        self.p = weakref.ref(p)
+        return p * h
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_forward_pass_holds_no_more_than_usual(grad):
+    """What nobody needs is freed while the forward pass is still running."""
+    model = Attending()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        gradscope.attach(model, optimizer=optimizer, out=None, every=1),
+        torch.set_grad_enabled(grad),
+    ):
+        model(data(0, 2, 3))
+    assert model.alive == [False]
+
+
+def test_a_dropped_pass_with_a_softmax_is_freed_at_once():
+    gc.collect()
+    gc.disable()
+    try:
+        model = Attending()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradscope.attach(model, optimizer=optimizer, out=None, every=1):
+            model(data(0, 2, 3))
+            assert model.p() is None
+            weighted(model(data(0, 2, 3))).backward()
+            assert model.p() is None
+    finally:
+        gc.enable()
+
+
 def test_saved_tensors_are_freed_by_backward():
     """During backward, each activation goes as soon as autograd has used it."""
 

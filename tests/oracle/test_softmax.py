@@ -119,21 +119,35 @@ def test_closed_forms_of_uniform_and_one_hot_rows():
     assert two["entropy"] == pytest.approx(math.log(2) / math.log(n))
 
 
-def test_a_softmax_is_the_models_answer():
-    """A classifier that ends in a softmax: measured like any other softmax."""
+class Gated(nn.Module):
+    """Ends in a softmax, whose result it may also read itself."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.logits = nn.Linear(4, 5)
+        self.softmax = nn.Softmax(-1)
+        self.reads = reads
+
+    def forward(self, x):
+        p = self.softmax(self.logits(x))
+        return (p, p @ x) if self.reads else (p,)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_softmax_that_is_the_models_answer(reads):
+    """Attention is what the model reads itself; an answer that only the loss reads is none."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Softmax(dim=-1))
+    model = Gated(reads)
     twin = copy.deepcopy(model)
-    x, target = data(0, 6, 4), torch.arange(6) % 5
-
-    def loss_of(m):
-        return F.nll_loss(m(x).log(), target)
-
-    run = record(model, lambda o: train_steps(model, lambda m, _: loss_of(m), o, 1))
-    p = twin(x)
-    p.retain_grad()
-    F.nll_loss(p.log(), target).backward()
-    assert recorded_at(run, "1") == close(softmax_values(rows_along(p, p.grad, -1)))
+    x = data(0, 5, 4)
+    run = record(model, lambda o: train_steps(model, lambda m, _: weighted(*m(x)), o, 1))
+    assert [s.name for s in run.sites_of("softmax")] == (["softmax"] if reads else [])
+    outputs = twin(x)
+    outputs[0].retain_grad()
+    weighted(*outputs).backward()
+    if reads:
+        p = outputs[0]
+        assert recorded_at(run, "softmax") == close(softmax_values(rows_along(p, p.grad, -1)))
 
 
 def test_the_losss_log_softmax_is_none():
@@ -168,9 +182,12 @@ def test_several_softmaxes_in_one_module_have_names_of_their_own():
     twin.q.retain_grad()
     loss.backward()
     sites = [s.name for s in run.sites_of("softmax")]
-    assert len(sites) == 2 and all(s.startswith("inner") for s in sites)
+    assert sites == ["inner", "inner:softmax#1"]
     assert recorded_at(run, sites[0]) == close(softmax_values(rows_along(twin.p, twin.p.grad, -1)))
     assert recorded_at(run, sites[1]) == close(softmax_values(rows_along(twin.q, twin.q.grad, 0)))
+    run = record(model, lambda o: train_steps(model, lambda m, _: weighted(m(x)), o, 1))
+    sites = [s.name for s in run.sites_of("softmax")]
+    assert sites == ["(output):softmax", "(output):softmax#1"]
 
 
 class Attention(nn.Module):

@@ -108,6 +108,9 @@ class ModuleCalls:
 class OutputGradients:
     """Gradients at all module outputs, by `Tensor.retain_grad`, over a step's forward passes.
 
+    A module that hands out a parameter, or an input that requires a gradient, made no tensor:
+    leaves are left out.
+
     A model that is used by pieces never calls its root: call `new_forward()` before each of
     its forward passes.
     """
@@ -117,7 +120,7 @@ class OutputGradients:
         self._calls = ModuleCalls(model, self._keep, lambda: self.forwards.append({}))
 
     def _keep(self, site, tensor):
-        if tensor.requires_grad:
+        if tensor.requires_grad and not tensor.is_leaf:
             tensor.retain_grad()
             self.forwards[-1][site] = tensor
 
