@@ -95,6 +95,7 @@ def train_command(
     answer: Annotated[str, MEANING["answer"]] = DEFAULT.answer,
     colours: Annotated[int, MEANING["colours"]] = DEFAULT.colours,
     scenes: Annotated[int, MEANING["scenes"]] = DEFAULT.scenes,
+    pathways: Annotated[int, MEANING["pathways"]] = DEFAULT.pathways,
     eval_every: Annotated[int, MEANING["eval_every"]] = DEFAULT.eval_every,
     threads: Annotated[int, MEANING["threads"]] = DEFAULT.threads,
     device: Annotated[str, MEANING["device"]] = DEFAULT.device,

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.errors import GradscopeError
 
-ITERATIONS = 300
+SHRINKAGE = np.logspace(0, 4, 5)  # ridge penalties tried, in units of a sample
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Probe:
 
 
 def probe(features: Any, labels: Any, seed: int = 0) -> Probe:
-    """Train a linear probe (multinomial logistic regression on standardised features).
+    """Train a linear probe: a ridge classifier on standardised features.
+
+    It has a closed solution, so that a probe of thousands of nearly collinear features takes
+    a second, where logistic regression takes minutes.
 
     Args:
         features: (B, ...) tensor or array; each sample is flattened.
@@ -64,13 +67,12 @@ def probe(features: Any, labels: Any, seed: int = 0) -> Probe:
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> Any:
-    from sklearn.linear_model import LogisticRegression  # a second to import: only when used
+    from sklearn.linear_model import RidgeClassifierCV  # a second to import: only when used
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # A little shrinkage: features of a small model are nearly collinear.
-    classifier = LogisticRegression(max_iter=ITERATIONS, C=1.0, tol=1e-3)
-    return make_pipeline(StandardScaler(), classifier).fit(x, y)
+    # The strength is chosen by leave-one-out, which costs nothing beyond the one solution.
+    return make_pipeline(StandardScaler(), RidgeClassifierCV(SHRINKAGE)).fit(x, y)
 
 
 def _array(given: Any) -> np.ndarray:

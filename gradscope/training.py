@@ -17,12 +17,14 @@ from torch.nn import functional as F
 from gradscope.capture.scope import attach
 from gradscope.errors import GradscopeError
 from gradscope.models import MODELS, build
+from gradscope.stack_watch import probe_stack, watch_stack
 from gradscope.tasks import TASKS, Arrows, Scenes
 
 OPTIMIZERS = ("adam", "sgd")
 VALIDATION_SCENES = 4096
 VALIDATION_SEED = 0  # the same scenes whatever the run's seed, so that runs can be compared
 EVALUATED_AT_ONCE = 1024
+PROBED = slice(0, 2048)  # validation scenes that linear probes are trained and tested on
 REPORT_EVERY = 20  # steps between two calls of `progress`
 
 
@@ -50,6 +52,11 @@ class TrainConfig:
     colours: Annotated[int, "Number of colours, where the answer is one."] = 4
     scenes: Annotated[int, "Training scenes."] = 40_000
     every: Annotated[int, "Record gradients every n-th step."] = 10
+    pathways: Annotated[
+        int,
+        "Every n-th step, split the gradient by softmaxes crossed; also find bottlenecks at the "
+        "start and probe the layers at the end. 0: none of it.",
+    ] = 0
     eval_every: Annotated[int, "Validate every n-th step, and after the last."] = 500
     out: Annotated[Path | None, "File to record into; a run already there is replaced."] = None
     threads: Annotated[int, "CPU threads; small models are fastest with one."] = 1
@@ -63,6 +70,8 @@ class TrainConfig:
         for name in "layers steps batch hidden scenes every eval_every threads".split():
             if getattr(self, name) < 1:
                 raise GradscopeError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.pathways < 0:
+            raise GradscopeError(f"pathways must be at least 0, not {self.pathways}")
         if not 0 <= self.seed < 2**63:
             raise GradscopeError(f"seed must be from 0 to 2^63 - 1, not {self.seed}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -183,6 +192,14 @@ def train(
         )
         began = time.perf_counter()
         with recording as scope:
+            if scope is not None and config.pathways:
+                first = training.pick(slice(0, config.batch))
+                watch_stack(
+                    scope,
+                    model,
+                    lambda: F.cross_entropy(model(*task.inputs(first)), first.answer),
+                    config.pathways,
+                )
             for step, index in enumerate(_batches(config)):
                 scenes = training.pick(index)
                 cells, question = task.inputs(scenes)
@@ -200,6 +217,8 @@ def train(
                     scalars |= scores.scalars()
                 if scope is not None:
                     scope.log(**scalars)
+                    if last and config.pathways:
+                        probe_stack(scope, model, task.inputs(validation.pick(PROBED)))
                 if progress is not None and ((step + 1) % REPORT_EVERY == 0 or last):
                     batch = float(scalars["loss"]), float(scalars["accuracy"])
                     progress(Progress(step + 1, *batch, scores.accuracy))
