@@ -8,6 +8,7 @@ from gradscope.figures._figure import FigureKind, Mark
 from gradscope.figures._gradient_depth import Ends, depth_ends, gradient_depth
 from gradscope.figures._gradient_map import gradient_map
 from gradscope.figures._parameter_map import parameter_map
+from gradscope.figures._path_sizes import path_sizes
 from gradscope.figures._pathways import pathways
 from gradscope.figures._softmax import softmax
 from gradscope.figures._style import DARK, LIGHT, Theme
@@ -19,6 +20,7 @@ FIGURES: tuple[FigureKind, ...] = (
     gradient_map,
     gradient_depth,
     pathways,
+    path_sizes,
     softmax,
     parameter_map,
     update_map,
@@ -37,6 +39,7 @@ __all__ = [
     "gradient_depth",
     "gradient_map",
     "parameter_map",
+    "path_sizes",
     "pathways",
     "softmax",
     "training_curves",

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gradscope.figures import _axes
-from gradscope.figures._figure import Mark, figure
+from gradscope.figures._figure import Mark, about, figure
 from gradscope.figures._grid import Grid, grid
 from gradscope.figures._sites import common_ladders, ladder, rows_of
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import number, plain, pretty, shorten
+from gradscope.figures._text import distinct, number, plain, pretty, shorten
 from gradscope.run import Run
 
 
@@ -39,11 +39,16 @@ class Ends(NamedTuple):
         return self.first / self.last if self.last > 0 else float("nan")
 
 
-def depth_ends(runs: Sequence[Run]) -> list[Ends | None]:
-    """First and last site of each run's depth profile; None where there is no such profile."""
+def depth_ends(runs: Sequence[Run], marks: Sequence[Mark] = ()) -> list[Ends | None]:
+    """First and last site of each run's depth profile; None where there is no such profile.
+
+    Args:
+        marks: those that the figure is drawn with; they decide which sites the profile joins.
+    """
     grids = [grid(r, "module", "grad_rms") for r in runs]
     found: list[Ends | None] = []
-    for g, rungs in zip(grids, common_ladders([g.sites for g in grids]), strict=True):
+    ladders = common_ladders([g.sites for g in grids], about(marks, "module"))
+    for g, rungs in zip(grids, ladders, strict=True):
         if len(rungs) < 2:
             found.append(None)
             continue
@@ -77,12 +82,13 @@ def depth_ends(runs: Sequence[Run]) -> list[Ends | None]:
 )
 def gradient_depth(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     grids = [grid(r, "module", "grad_rms") for r in runs]
-    draw = _one if len(runs) == 1 else _several
-    return draw(runs, grids, marks, theme)
+    marks = about(marks, "module")
+    if len(runs) == 1:
+        return _one(grids[0], marks, theme)
+    return _several(runs, grids, marks, theme)
 
 
-def _one(runs: Sequence[Run], grids: Sequence[Grid], marks: Sequence[Mark], theme: Theme) -> Figure:
-    g = grids[0]
+def _one(g: Grid, marks: Sequence[Mark], theme: Theme) -> Figure:
     height = _axes.height_of_rows(len(g.sites))
     fig = Figure(figsize=(WIDTH, height + 0.8), layout="constrained")
     axes = fig.subplots()
@@ -115,7 +121,7 @@ def _several(
     runs: Sequence[Run], grids: Sequence[Grid], marks: Sequence[Mark], theme: Theme
 ) -> Figure:
     rows = rows_of(grids)
-    joined = common_ladders([g.sites for g in grids])
+    joined = common_ladders([g.sites for g in grids], marks)
     height = _axes.height_of_rows(len(rows.sites[0])) if rows.common else 4.0
     fig = Figure(figsize=(WIDTH, height + 1.0), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True)
@@ -192,8 +198,9 @@ def _limits(axes: Axes, values: Sequence[np.ndarray], ticks: int = 7) -> None:
 
 def _legend(fig: Figure, runs: Sequence[Run], ratios: Sequence[float | None], theme: Theme) -> None:
     handles, labels = [], []
-    for i, (run, ratio) in enumerate(zip(runs, ratios, strict=True)):
+    names = distinct([r.name for r in runs])
+    for i, (name, ratio) in enumerate(zip(names, ratios, strict=True)):
         handles.append(Line2D([], [], color=theme.cycle[i % len(theme.cycle)], lw=3))
-        text = shorten(run.name, 28)
+        text = shorten(name, 28)
         labels.append(plain(text if ratio is None else f"{text}   {_ratio(ratio)}"))
     fig.legend(handles, labels, loc="outside lower left", ncols=min(3, len(runs)))

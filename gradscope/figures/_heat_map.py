@@ -19,7 +19,7 @@ from gradscope.figures._figure import Mark, about
 from gradscope.figures._grid import Grid, grid
 from gradscope.figures._sites import Rows, rows_of
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import plain, shorten
+from gradscope.figures._text import distinct, plain, shorten
 from gradscope.run import Run
 
 CELLS = 512
@@ -72,6 +72,7 @@ def heat_map(
         down, across, squeeze=False, height_ratios=heights, sharey="row" if rows.common else False
     )
     steps = _axes.recorded_steps(runs)
+    names = distinct([r.name for r in runs])
     for i, axes in enumerate(panels.flat):
         if i >= len(runs):
             axes.set_axis_off()
@@ -93,7 +94,7 @@ def heat_map(
             axes.tick_params(axis="y", length=0, labelleft=False)
         _axes.step_axis(axes, steps, label=i + across >= len(runs), ticks=8 // across + 1)
         if len(runs) > 1:
-            axes.set_title(plain(shorten(runs[i].name, 60 // across)))
+            axes.set_title(plain(shorten(names[i], 60 // across)))
     bar = fig.colorbar(
         ScalarMappable(norm, _ramp(theme)),
         ax=panels,

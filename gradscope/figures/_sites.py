@@ -71,13 +71,21 @@ def ladder(sites: Sequence[Site], marks: Sequence[Mark] = ()) -> list[int]:
     return found[_outermost([found])] if found else [*range(len(sites))]
 
 
-def common_ladders(several: Sequence[Sequence[Site]]) -> list[list[int]]:
+def common_ladders(
+    several: Sequence[Sequence[Site]], marks: Sequence[Mark] = ()
+) -> list[list[int]]:
     """`ladder` for models that are compared: the same role in each, where they share one."""
+    if len(several) == 1:
+        return [ladder(several[0], marks)]
     known = [_ladders(sites) for sites in several]
     shared = set.intersection(*(set(k) for k in known)) if known else set()
     if not shared:
         return [ladder(sites) for sites in several]
-    best = _outermost([{name: k[name] for name in shared} for k in known])
+    found = [role(m.site) for m in marks if m.kind == "module" and len(m.sites) >= 3]
+    best = next(
+        (name for name in found if name in shared),
+        _outermost([{name: k[name] for name in shared} for k in known]),
+    )
     return [k[best] for k in known]
 
 

@@ -17,7 +17,7 @@ from gradscope.figures import _axes
 from gradscope.figures._figure import Mark, figure
 from gradscope.figures._grid import Grid, grid
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import plain, shorten, shorten_all
+from gradscope.figures._text import distinct, plain, shorten, shorten_all
 from gradscope.run import Run
 
 NAMED = 8
@@ -73,7 +73,8 @@ def softmax(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     fig = Figure(figsize=(WIDTH, height * down + 0.9), layout="constrained")
     panels = fig.subplots(down, across, squeeze=False, sharex=True, sharey=False)
     steps = _axes.recorded_steps(runs)
-    for i, run in enumerate(runs):
+    names = distinct([r.name for r in runs])
+    for i in range(len(runs)):
         for k, panel in enumerate(shown):
             axes = panels[divmod(k, across)] if one else panels[i, k]
             bottom = k + across >= len(shown) if one else i == len(runs) - 1
@@ -83,13 +84,12 @@ def softmax(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
             _thresholds(axes, panel, [m for m in marks if m.run == i], theme)
             if one or i == 0:
                 axes.set_title(panel.title if across < 3 else panel.title.split(":")[0])
-            axes.set_ylabel(panel.axis if one else "" if k else plain(shorten(run.name, 18)))
+            axes.set_ylabel(panel.axis if one else "" if k else plain(shorten(names[i], 18)))
             _axes.step_axis(axes, steps, label=bottom, ticks=8 // across + 1)
             axes.xaxis.set_tick_params(labelbottom=bottom)
     for axes in panels.flat[len(shown) if one else down * across :]:
         axes.set_axis_off()
-    names = grids[0][shown[0].metric].names if one else []
-    _legend(fig, names, theme)
+    _legend(fig, grids[0][shown[0].metric].names if one else [], theme)
     return fig
 
 
@@ -112,7 +112,6 @@ def _panel(axes: Axes, g: Grid, theme: Theme) -> None:
             y,
             color=ramp(j / max(1, len(g.sites) - 1)),
             lw=1.0 if thin else 1.6,
-            alpha=0.85,
             marker="o" if len(g.steps) <= 3 else "",
             ms=4,
         )

@@ -136,6 +136,23 @@ def shorten_all(names: Iterable[str], width: int) -> list[str]:
     return short
 
 
+def distinct(names: Iterable[str]) -> list[str]:
+    """What tells names apart: without the words that all of them begin or end with.
+
+    >>> distinct(["san × 6, seed 0", "sla × 6, seed 0"])
+    ['san', 'sla']
+    """
+    words = [name.split() or [name] for name in names]
+    while len(words) > 1 and all(len(w) > 1 for w in words) and len({w[-1] for w in words}) == 1:
+        words = [w[:-1] for w in words]
+    while len(words) > 1 and len({w[0] for w in words}) == 1:
+        rest = [w[1:] for w in words]
+        if not all(any(c.isalpha() for c in " ".join(w)) for w in rest):
+            break  # a bare number says too little
+        words = rest
+    return [" ".join(w).rstrip(" ,;:×-") or " ".join(w) for w in words]
+
+
 def printable(text: str) -> str:
     """Text without control characters, which would move a cursor or break a line."""
     return "".join(c if c.isprintable() or c == "\u202f" else "�" for c in text)

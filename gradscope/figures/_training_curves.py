@@ -16,7 +16,7 @@ from gradscope.figures import _axes
 from gradscope.figures._figure import Mark, figure
 from gradscope.figures._grid import Grid, grid
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import plain, shorten
+from gradscope.figures._text import distinct, plain, shorten
 from gradscope.run import Run
 
 PANELS = 5
@@ -24,7 +24,7 @@ PANELS = 5
 BARS = 10
 """Findings on the time line at most, worst first."""
 SMOOTH_FROM = 60
-"""Points from which on a curve is drawn as its running median, over the raw values."""
+"""Points from which on a noisy curve is drawn as a running median in a band."""
 
 _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|eval)[_/.\- ]+(.+)")
 _HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
@@ -42,17 +42,17 @@ class Series(NamedTuple):
     title="Training curves",
     caption=(
         "What was logged, by optimizer step; validation values are dashed, with a dot for each. "
-        "Long noisy curves are drawn as a running median over the raw values, which stay visible "
-        "behind it; a cross at the upper edge is a value that was NaN or infinite. Scalars "
-        "that never changed are left out. Bars below the curves show at which steps each finding "
-        "held: one that begins where a curve bends is worth a look."
+        "Long noisy curves are drawn as a running median, in a band that holds the middle 80 % "
+        "of the values around it; a cross at the upper edge is a value that was NaN or infinite. "
+        "Scalars that never changed are left out. Bars below the curves show at which steps each "
+        "finding held: one that begins where a curve bends is worth a look."
     ),
     caption_several=(
         "What was logged, by optimizer step, one colour a run; validation values are dashed, "
-        "with a dot for each. Long noisy curves are drawn as a running median over the raw "
-        "values, which stay visible behind it; a cross at the upper edge is a value that was NaN "
-        "or infinite. Scalars that never changed are left out. Bars below the curves show at "
-        "which steps each finding held."
+        "with a dot for each. Long noisy curves are drawn as a running median, in a band that "
+        "holds the middle 80 % of the values around it; a cross at the upper edge is a value "
+        "that was NaN or infinite. Scalars that never changed are left out. Bars below the "
+        "curves show at which steps each finding held."
     ),
     requires=(("scalar", "value"),),
     absent="no scalar was logged: pass loss and accuracy to scope.log()",
@@ -151,18 +151,18 @@ def _curve(axes: Axes, steps: np.ndarray, y: np.ndarray, held_out: bool, colour:
     y = np.where(finite, y, np.nan)
     shown = [y]
     if len(y) > SMOOTH_FROM and not held_out and _noisy(y):
-        axes.plot(steps, y, color=colour, alpha=0.28, lw=0.8)
-        usual = np.nanquantile(y, [0.01, 0.99])  # a single spike would flatten the curve
-        y = running_median(y, max(5, len(y) // 20))
-        shown = [y, usual]
+        low, y, high = (running_quantile(y, q, max(9, len(y) // 20)) for q in (0.1, 0.5, 0.9))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
+        shown = [low, high]
     few = len(y) <= 3 or (held_out and len(y) <= 200)
     axes.plot(steps, y, color=colour, ls=_dashes(held_out), marker="o" if few else "", ms=3)
     return np.concatenate(shown)
 
 
-def running_median(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred; NaN only where the whole window is."""
-    return pd.Series(values).rolling(window, center=True, min_periods=1).median().to_numpy(float)
+def running_quantile(values: np.ndarray, q: float, window: int) -> np.ndarray:
+    """Of a centred window; NaN only where the whole window is."""
+    windows = pd.Series(values).rolling(window, center=True, min_periods=1)
+    return windows.quantile(q).to_numpy(float)
 
 
 def _noisy(values: np.ndarray) -> bool:
@@ -196,7 +196,8 @@ def _timeline(axes: Axes, bars: Sequence[Mark], runs: Sequence[Run], theme: Them
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(len(bars) - 0.4, -0.6)
-    names = ["" if len(runs) == 1 else f"{shorten(runs[m.run].name, 12)}  " for m in bars]
+    short = distinct([r.name for r in runs])
+    names = ["" if len(runs) == 1 else f"{shorten(short[m.run], 14)}  " for m in bars]
     axes.set_yticks(
         range(len(bars)), [plain(n + m.label) for n, m in zip(names, bars, strict=True)]
     )
@@ -225,5 +226,5 @@ def _legend(fig: Figure, runs: Sequence[Run], theme: Theme) -> None:
     handles = [
         Line2D([], [], color=theme.cycle[i % len(theme.cycle)], lw=3) for i in range(len(runs))
     ]
-    labels = [plain(shorten(r.name, 28)) for r in runs]
+    labels = [plain(shorten(n, 28)) for n in distinct([r.name for r in runs])]
     fig.legend(handles, labels, loc="outside upper left", ncols=min(4, len(runs)))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradscope.figures import FIGURES, FigureKind, Mark, depth_ends
-from gradscope.figures._text import number, pretty
+from gradscope.figures import FIGURES, Ends, FigureKind, Mark, depth_ends
+from gradscope.figures._text import distinct, number, pretty
 from gradscope.findings import SEVERITIES, Check, Finding, check
 from gradscope.run import METRICS, Run
 
@@ -145,7 +145,7 @@ class Page:
     @property
     def title(self) -> str:
         names = [r.run.name for r in self.runs]
-        return " · ".join(names) if len(names) <= 3 else f"{len(names)} runs compared"
+        return " · ".join(distinct(names)) if len(names) <= 4 else f"{len(names)} runs compared"
 
     def counts(self, run: int | None = None) -> dict[str, int]:
         """Findings by severity, worst first."""
@@ -179,13 +179,15 @@ def build(runs: Sequence[Run]) -> Page:
     """Judge the runs and gather what a report on them says."""
     checks = [check(r) for r in runs]
     figures = [k for k in FIGURES if not k.missing(runs)]
+    findings = _views(checks, figures)
+    ends = depth_ends(runs, [v.mark for v in findings])
     return Page(
         runs=[
-            RunView(r, c, _facts(r), _tiles(r), _details(r))
-            for r, c in zip(runs, checks, strict=True)
+            RunView(r, c, _facts(r), _tiles(r, e), _details(r))
+            for r, c, e in zip(runs, checks, ends, strict=True)
         ],
-        findings=_views(checks, figures),
-        compared=compare(runs) if len(runs) > 1 else [],
+        findings=findings,
+        compared=compare(runs, ends) if len(runs) > 1 else [],
         figures=figures,
         absent=[(k.title, k.missing(runs)) for k in FIGURES if k not in figures],
         definitions=_definitions(runs),
@@ -209,21 +211,13 @@ def last_values(run: Run) -> dict[str, tuple[int, float]]:
     }
 
 
-def compare(runs: Sequence[Run]) -> list[Comparison]:
+def compare(runs: Sequence[Run], ends: Sequence[Ends | None]) -> list[Comparison]:
     """Final values side by side, and how much gradient arrives at the first layer."""
     rows = []
-    for run, ends in zip(runs, depth_ends(runs), strict=True):
+    for run, e in zip(runs, ends, strict=True):
         loss, accuracy, val_accuracy = _headlines(run)
-        rows.append(
-            Comparison(
-                loss,
-                accuracy,
-                val_accuracy,
-                ends.first if ends else None,
-                ends.last if ends else None,
-                ends.ratio if ends else None,
-            )
-        )
+        gradient = (e.first, e.last, e.ratio) if e else (None, None, None)
+        rows.append(Comparison(loss, accuracy, val_accuracy, *gradient))
     return rows
 
 
@@ -285,10 +279,9 @@ def _facts(run: Run) -> list[str]:
     return facts
 
 
-def _tiles(run: Run) -> list[tuple[str, str]]:
+def _tiles(run: Run, ends: Ends | None) -> list[tuple[str, str]]:
     found = zip(_HEADLINES, _headlines(run), strict=True)
     tiles = [(title, number(value)) for title, value in found if value is not None]
-    ends = depth_ends([run])[0]
     if ends and math.isfinite(ends.ratio):
         tiles.append(("gradient, first / last layer", number(ends.ratio, 2)))
     return tiles

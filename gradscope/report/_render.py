@@ -107,7 +107,13 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _uri(pixels: np.ndarray) -> str:
-    """Lossless WebP: half the size of the PNG."""
+    """Lossless WebP of colours rounded by at most 2 of 255: a third of the size of the PNG.
+
+    Rounded from the corner's colour on, so that the background stays exactly the page's.
+    """
+    colours = pixels[..., :3].astype(np.int16)
+    paper = colours[0, 0]
+    rounded = np.clip(paper + np.rint((colours - paper) / 4) * 4, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
-    imsave(buffer, pixels, format="webp", pil_kwargs={"lossless": True, "quality": 50})
+    imsave(buffer, rounded, format="webp", pil_kwargs={"lossless": True, "quality": 50})
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -44,8 +44,6 @@ def findings(views: Sequence[FindingView], page: Page, several: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("severity", no_wrap=True)
-    if several:
-        table.add_column("run", overflow="fold", max_width=18)
     table.add_column("finding", overflow="fold", max_width=30)
     table.add_column("steps", no_wrap=True)
     table.add_column("what it means, and what to do", overflow="fold", ratio=1)
@@ -56,9 +54,10 @@ def findings(views: Sequence[FindingView], page: Page, several: bool) -> Table:
         message = _name(view.message)
         message.append(f"\n→ {printable(view.remedy)}\n", style="dim")
         steps = view.steps.partition(" ")[2]
-        run = [_name(page.runs[view.run].run.name)] if several else []
+        run = f"\n{printable(page.runs[view.run].run.name)}" if several else ""
+        what.append(run, style="not bold dim")
         severity = Text(f.severity, style=COLOURS[f.severity])
-        table.add_row(view.label, severity, *run, what, steps, message)
+        table.add_row(view.label, severity, what, steps, message)
     return table
 
 

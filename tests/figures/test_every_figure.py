@@ -161,6 +161,20 @@ def contrast(a, b):
     return (high + 0.05) / (low + 0.05)
 
 
+def test_findings_about_other_kinds_leave_a_figure_alone():
+    # The same path can be a module, a softmax and a fork.
+    for kind, name in (
+        ("module", "gradient_map"),
+        ("module", "gradient_depth"),
+        ("fork", "pathways"),
+        ("fork", "path_sizes"),
+    ):
+        others = [m for m in MARKS if m.kind not in ("", kind)]
+        np.testing.assert_array_equal(
+            drawn(BY_NAME[name](runs("one"), others)), drawn(BY_NAME[name](runs("one")))
+        )
+
+
 @pytest.mark.parametrize("name", ("gradient_map", "gradient_depth"))
 def test_row_labels_never_overlap(name):
     figure = BY_NAME[name](runs("many sites"), MARKS)

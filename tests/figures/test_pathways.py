@@ -3,7 +3,8 @@ import pytest
 
 from gradscope import Run, Site
 from gradscope.figures import Mark, pathways
-from gradscope.figures._pathways import EDGES, choose, forks, role
+from gradscope.figures._forks import choose, forks, role
+from gradscope.figures._pathways import EDGES, folded, inequality
 from tests.reference.made_up_runs import stacked_attention
 
 
@@ -45,16 +46,16 @@ def test_a_path_against_the_others_lies_below_zero():
 
 def test_a_single_consumer_is_no_fork():
     run = run_of({"f": {"a:add": [1.0]}, "g": {"a:add": [0.4], "b:mul": [0.6]}})
-    assert [f.site.name for f in forks(run)] == ["g"]
+    assert [f.site.name for f in forks(run, "projection")] == ["g"]
 
 
 def test_shares_sum_to_one_also_where_the_weakest_are_added_up():
     random = np.random.default_rng(0)
     shares = random.dirichlet(np.ones(EDGES + 5), size=3)
     run = run_of({"f": {f"e{i}:add": list(shares[:, i]) for i in range(EDGES + 5)}})
-    (fork,) = forks(run)
+    fork = folded(forks(run, "projection")[0])
     assert len(fork.edges) == EDGES and fork.edges[-1] == "all other edges"
-    assert fork.shares.sum(axis=1) == pytest.approx(1.0)
+    assert fork.values.sum(axis=1) == pytest.approx(1.0)
     strongest = np.argsort(-shares.mean(axis=0))[: EDGES - 1]
     assert set(fork.edges[:-1]) == {f"e{i}:add" for i in strongest}
 
@@ -62,19 +63,19 @@ def test_shares_sum_to_one_also_where_the_weakest_are_added_up():
 def layered(layers, kinds):
     """Forks `l.<k>.<kind>` with the kind's inequality."""
     names = [(f"l.{k}.{kind}", (1 + gap) / 2) for k in range(layers) for kind, gap in kinds]
-    return forks(run_of({n: {"a:x": [p], "b:y": [1 - p]} for n, p in names}))
+    return forks(run_of({n: {"a:x": [p], "b:y": [1 - p]} for n, p in names}), "projection")
 
 
 def test_each_kind_of_fork_shows_its_first_and_its_last_layer():
     found = layered(8, (("q", 0.9), ("norm", 0.1)))
-    names = [f.site.name for f in choose(found, set(), 4)]
+    names = [f.site.name for f in choose(found, set(), 4, inequality)]
     assert names == ["l.0.q", "l.0.norm", "l.7.q", "l.7.norm"]
 
 
 def test_the_most_unequal_kind_goes_first_and_findings_before_all():
     found = layered(8, (("q", 0.1), ("norm", 0.9)))
-    assert [f.site.name for f in choose(found, set(), 1)] == ["l.0.norm"]
-    assert [f.site.name for f in choose(found, {"l.5.q"}, 2)] == ["l.0.norm", "l.5.q"]
+    assert [f.site.name for f in choose(found, set(), 1, inequality)] == ["l.0.norm"]
+    assert [f.site.name for f in choose(found, {"l.5.q"}, 2, inequality)] == ["l.0.norm", "l.5.q"]
 
 
 def test_layers_share_the_colour_of_their_role():
@@ -83,7 +84,7 @@ def test_layers_share_the_colour_of_their_role():
     assert role(":add") == ":add"
     figure = pathways(stacked_attention(3, steps=(0, 10)))
     texts = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert texts == ["stack.layers.*:add", "stack.layers.*.scores:linear"]
+    assert texts == ["stack.layers.*.scores:linear", "stack.layers.*:add"]
 
 
 def test_more_roles_than_colours_get_a_legend_each():
@@ -105,3 +106,23 @@ def test_steps_with_a_nan_are_gaps():
     first = pathways(run).axes[0].collections[0]
     covered = {x for path in first.get_paths() for x in path.vertices[:, 0]}
     assert 1.0 not in covered and {2.0, 3.0} <= covered
+
+
+def test_edges_stand_in_the_order_of_their_layers():
+    edges = {f"l.{k}:add": [0.1] for k in (10, 2, 1)}
+    (fork,) = forks(run_of({"f": edges}), "projection")
+    assert fork.edges == ["l.1:add", "l.2:add", "l.10:add"]
+
+
+def test_compared_runs_show_the_same_fork_in_a_row():
+    a = run_of({"x": {"a:add": [0.9], "b:mul": [0.1]}, "only": {"a:add": [0.99], "b:mul": [0.01]}})
+    b = run_of({"x": {"a:add": [0.5], "b:mul": [0.5]}})
+    a.meta["name"], b.meta["name"] = "A", "B"
+    figure = pathways([a, b])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "A:  x",
+        "B:  x",
+        "A:  only",
+        "B",
+    ]
+    assert [t.get_text() for t in figure.axes[3].texts] == ["no such fork"]

@@ -46,6 +46,13 @@ def test_compared_models_use_one_role():
     assert common_ladders([chain("a", "b"), large]) == [[0, 1], [0, 1, 2]]
 
 
+def test_a_finding_decides_the_role_for_compared_models():
+    small, large = chain("l.0", "l.0.a", "l.1", "l.1.a"), chain("l.0", "l.0.a", "l.1", "l.1.a")
+    mark = Mark("F1", "info", "l.0.a", 0, 1, kind="module", sites=("l.0.a", "l.1.a", "l.2.a"))
+    assert common_ladders([small, large]) == [[0, 2], [0, 2]]
+    assert common_ladders([small, large], [mark]) == [[1, 3], [1, 3]]
+
+
 def test_merge_puts_what_is_added_where_it_follows():
     plain, more = ["a", "b", "d"], ["a", "b", "c", "d"]
     assert merge([plain, more]) == more

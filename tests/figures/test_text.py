@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradscope.figures import _text
-from gradscope.figures._text import aligned, number, plain, pretty, shorten, shorten_all
+from gradscope.figures._text import aligned, distinct, number, plain, pretty, shorten, shorten_all
 
 
 def test_examples_in_docstrings():
@@ -86,3 +86,17 @@ def test_plain_disarms_formulas_legends_and_control_characters():
     assert plain("a$b$") == r"a\$b\$"
     assert plain("_orig_mod") == " _orig_mod"
     assert plain("a\x1b[31m\nb") == "a�[31m�b"
+
+
+def test_distinct_keeps_what_tells_names_apart():
+    assert distinct(["san-chain × 6, seed 0", "sla × 6, seed 0"]) == ["san-chain", "sla"]
+    assert distinct(["run a", "run b"]) == ["a", "b"]
+    assert distinct(["sla × 4, seed 0", "sla × 6, seed 0"]) == ["sla × 4", "sla × 6"]
+    assert distinct(["same", "same"]) == ["same", "same"]
+    assert distinct(["one run, seed 0"]) == ["one run, seed 0"]
+    assert distinct([]) == []
+
+
+@given(st.lists(st.text(alphabet="ab ,", min_size=1, max_size=9), min_size=1, max_size=4))
+def test_distinct_never_leaves_a_name_empty(names):
+    assert all(distinct(names)) or not all(n.strip() for n in names)

@@ -3,7 +3,7 @@ import pytest
 
 from gradscope import Run
 from gradscope.figures import Mark, training_curves
-from gradscope.figures._training_curves import BARS, panels_of, running_median, series_of
+from gradscope.figures._training_curves import BARS, panels_of, running_quantile, series_of
 from tests.reference.made_up_runs import broken, scalars
 
 
@@ -54,17 +54,25 @@ def test_lost_values_are_crosses():
     assert crosses[0].get_xdata().tolist() == [1, 2]
 
 
-def test_a_long_noisy_curve_is_smoothed_over_its_raw_values():
+def test_a_long_noisy_curve_is_a_median_in_a_band_of_most_values():
     run = Run.from_records([*scalars(range(300)), (0, "m", "module", "", "grad_norm", 1.0)])
-    raw, smooth = training_curves(run).axes[0].lines
-    assert raw.get_alpha() < 0.5
-    assert np.ptp(np.diff(smooth.get_ydata())) < np.ptp(np.diff(raw.get_ydata()))
+    axes = training_curves(run).axes[0]
+    (smooth,), (band,) = axes.lines, axes.collections
+    raw = run.scalars()["loss"].to_numpy()
+    assert np.ptp(np.diff(smooth.get_ydata())) < np.ptp(np.diff(raw))
+    corners = band.get_paths()[0].vertices
+    inside = [
+        corners[corners[:, 0] == s, 1].min() <= v <= corners[corners[:, 0] == s, 1].max()
+        for s, v in enumerate(raw)
+    ]
+    assert 0.7 < np.mean(inside) < 0.95
 
 
-def test_running_median_is_the_median_of_its_window():
+@pytest.mark.parametrize("q", (0.1, 0.5, 0.9))
+def test_running_quantile_is_the_quantile_of_its_window(q):
     values = np.array([1.0, 9.0, 2.0, np.nan, 3.0, 8.0])
-    expected = [np.nanmedian(values[max(0, i - 1) : i + 2]) for i in range(6)]
-    assert running_median(values, 3) == pytest.approx(expected)
+    expected = [np.nanquantile(values[max(0, i - 1) : i + 2], q) for i in range(6)]
+    assert running_quantile(values, q, 3) == pytest.approx(expected)
 
 
 def test_findings_are_bars_over_their_steps_worst_first():

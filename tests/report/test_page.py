@@ -3,7 +3,7 @@ import math
 import pytest
 
 from gradscope import METRICS, Run, Site
-from gradscope.figures import FIGURES
+from gradscope.figures import FIGURES, depth_ends
 from gradscope.findings import Finding, View, analyze
 from gradscope.report._page import WORST_FIRST, best, build, compare, last_values, shown_by, verdict
 from tests.reference.made_up_runs import broken, hostile, stacked_attention
@@ -95,7 +95,7 @@ def test_evidence_is_numbers_without_what_was_not_measured():
 
 def test_comparison_is_final_values_and_gradients():
     runs = [stacked_attention(3), stacked_attention(3, latent=True)]
-    stacked, latent = compare(runs)
+    stacked, latent = compare(runs, depth_ends(runs))
     assert stacked.loss == last_values(runs[0])["loss"][1]
     assert latent.val_accuracy > stacked.val_accuracy
     # By construction the gradient loses a factor 0.08 a layer, 0.7 with the latent pathway.
@@ -154,4 +154,4 @@ def test_ranks_and_unseen_parts_are_mentioned():
 def test_titles_name_few_runs_and_count_many():
     assert build([quiet()]).title == "run"
     assert build([quiet()] * 3).title == "run · run · run"
-    assert build([quiet()] * 4).title == "4 runs compared"
+    assert build([quiet()] * 5).title == "5 runs compared"
