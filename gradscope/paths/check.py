@@ -28,7 +28,7 @@ def check_sum(
         reference: each target's ordinary gradient; by default it is computed.
 
     Returns:
-        The largest residual over the targets, ‖Σ_k part_k − g‖ / max(‖g‖, Σ_k ‖part_k‖), in
+        The largest residual over the targets, ‖Σ_k part_k − g‖ / max(‖g‖, ‖part_k‖), in
         the maximum norm: squares of a vanishing gradient would underflow.
 
     Raises:
@@ -77,26 +77,27 @@ def _explain(
 
 def _residuals(parts: Sequence[Tensor], totals: Sequence[Tensor | None]) -> list[float]:
     """One residual a target, NaN where a gradient is not finite. One copy from the device."""
-    residuals = [_residual(p, g) for p, g in zip(parts, totals, strict=True)]
-    return torch.stack([r.to(residuals[0].device) for r in residuals]).tolist()
+    wide = [p if p.dtype.itemsize > 2 else p.float() for p in parts]
+    whole = [p.sum(0) for p in wide]
+    expected = [_dense(g, w) for g, w in zip(totals, whole, strict=True)]
+    missing = _largest([w - g for w, g in zip(whole, expected, strict=True)])
+    scale = torch.maximum(_largest(wide), _largest(expected))
+    return torch.where(scale == 0, missing, missing / scale).tolist()
 
 
-def _residual(parts: Tensor, total: Tensor | None) -> Tensor:
-    wide = torch.promote_types(parts.dtype, torch.float32)
-    whole = parts.sum(0, dtype=wide)
-    if not whole.numel():
-        return torch.zeros((), device=parts.device)
-    if total is None:
-        total = torch.zeros_like(whole)
-    elif total.layout is not torch.strided:
-        total = total.to_dense()
-    scale = torch.maximum(_largest(parts.flatten(1), 1).sum(), _largest(total))
-    missing = _largest(whole - total)
-    return torch.where(scale == 0, missing, missing / scale)
+def _dense(gradient: Tensor | None, like: Tensor) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(like)
+    return (gradient if gradient.layout is torch.strided else gradient.to_dense()).to(like.dtype)
 
 
-def _largest(x: Tensor, dim: int | None = None) -> Tensor:
-    return torch.linalg.vector_norm(x, math.inf, dim)
+def _largest(tensors: list[Tensor]) -> Tensor:
+    """max |x| of each, (len(tensors),) on the device of the first, NaN where there is one."""
+    device = tensors[0].device
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    dtype = max((t.dtype for t in real), key=lambda d: d.itemsize)
+    bounds = [b for t in real for b in (t if t.numel() else t.new_zeros(1)).aminmax()]
+    return torch.stack([b.to(device, dtype) for b in bounds]).view(-1, 2).abs().amax(1)
 
 
 def _name(target: int, parts: Sequence[Tensor]) -> str:
