@@ -24,7 +24,7 @@ OPTIMIZERS = ("adam", "sgd")
 VALIDATION_SCENES = 4096
 VALIDATION_SEED = 0  # the same scenes whatever the run's seed, so that runs can be compared
 EVALUATED_AT_ONCE = 1024
-PROBED = slice(0, 2048)  # validation scenes that linear probes are trained and tested on
+PROBED = slice(0, 1024)  # validation scenes that linear probes are trained and tested on
 REPORT_EVERY = 20  # steps between two calls of `progress`
 
 
