@@ -4,10 +4,14 @@ A figure is drawn by calling it: `gradient_map(run)`. Each says what it needs
 (`FigureKind.requires`), and `missing(run)` says why it can't be drawn.
 """
 
+from gradscope.figures._crossings import crossings
+from gradscope.figures._cuts import cuts
 from gradscope.figures._figure import FigureKind, Mark
 from gradscope.figures._gradient_depth import Ends, depth_ends, gradient_depth
 from gradscope.figures._gradient_map import gradient_map
+from gradscope.figures._named_pathways import named_pathways
 from gradscope.figures._parameter_map import parameter_map
+from gradscope.figures._passed_on import passed_on
 from gradscope.figures._path_sizes import path_sizes
 from gradscope.figures._pathways import pathways
 from gradscope.figures._softmax import softmax
@@ -21,7 +25,11 @@ FIGURES: tuple[FigureKind, ...] = (
     gradient_depth,
     pathways,
     path_sizes,
+    crossings,
+    named_pathways,
     softmax,
+    cuts,
+    passed_on,
     parameter_map,
     update_map,
 )
@@ -35,10 +43,14 @@ __all__ = [
     "FigureKind",
     "Mark",
     "Theme",
+    "crossings",
+    "cuts",
     "depth_ends",
     "gradient_depth",
     "gradient_map",
+    "named_pathways",
     "parameter_map",
+    "passed_on",
     "path_sizes",
     "pathways",
     "softmax",

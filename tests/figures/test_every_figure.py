@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from gradscope import Run
 from gradscope.figures import DARK, FIGURES, LIGHT, Mark
+from tests.reference.made_up_pathways import with_pathways
 from tests.reference.made_up_runs import broken, deep_transformer, hostile, stacked_attention
 
 FEW = tuple(range(0, 60, 10))
@@ -21,16 +22,22 @@ FEW = tuple(range(0, 60, 10))
 @cache
 def runs(case):
     return {
-        "one": lambda: [stacked_attention(3, steps=FEW)],
+        "one": lambda: [with_pathways(stacked_attention(3, steps=FEW))],
         "two": lambda: [
-            stacked_attention(3, steps=FEW),
-            stacked_attention(3, latent=True, steps=FEW),
+            with_pathways(stacked_attention(3, steps=FEW)),
+            with_pathways(stacked_attention(3, latent=True, steps=FEW), plain=False),
         ],
         "unlike": lambda: [stacked_attention(2, steps=FEW), deep_transformer(4, steps=FEW)],
-        "many sites": lambda: [deep_transformer(24, steps=(0, 25))],
-        "one step": lambda: [stacked_attention(3, steps=(7,))],
-        "not finite": lambda: [broken(3, at=600)],
-        "hostile names": lambda: [hostile()],
+        "many sites": lambda: [
+            with_pathways(
+                deep_transformer(24, steps=(0, 25)),
+                layers=24,
+                path="model.vision_tower.encoder.layers.{}.self_attn",
+            )
+        ],
+        "one step": lambda: [with_pathways(stacked_attention(3, steps=(7,)))],
+        "not finite": lambda: [with_pathways(broken(3, at=600), lost=600)],
+        "hostile names": lambda: [with_pathways(hostile(), path=r"<b>_$\frac{{a$[red].{}")],
         "several ranks": lambda: [stacked_attention(2, steps=FEW, ranks=3)],
     }[case]()
 

@@ -68,11 +68,18 @@ def cut(source, sink, width, source_width, sink_width, *, kind="softmax", tensor
     return rows, Site(name, "cut", type=kind), entry
 
 
-def stack_of_cuts(layers=4, *, width=16, latent=512):
+def stack_of_cuts(layers=4, *, width=16, latent=512, path="l.{}"):
     """Rows, sites and `meta["cuts"]` of a stack: from input to output, and layer to layer."""
     made = [cut("(input)", "(output)", 10, 368, 10, kind="module", tensors=("answer",))]
     made += [
-        cut(f"l.{k}", f"l.{k + 1}", width, latent, latent, tensors=(f"l.{k}.content",))
+        cut(
+            path.format(k),
+            path.format(k + 1),
+            width,
+            latent,
+            latent,
+            tensors=(f"{path.format(k)}.content",),
+        )
         for k in range(layers - 1)
     ]
     rows = [row for rows, _, _ in made for row in rows]
@@ -93,10 +100,10 @@ def probes(names, accuracy, baseline, steps=(100,)):
     return rows, sites
 
 
-def ranks(layers=4, *, value=2.5, steps=tuple(range(0, 200, 20)), shape=(32, 64)):
+def ranks(layers=4, *, value=2.5, steps=tuple(range(0, 200, 20)), shape=(32, 64), path="l.{}"):
     """Effective rank of `l.0.content`, …, growing with the layer."""
     sites = [
-        Site(f"l.{k}.content", "module", "content", k, -1, shape, math.prod(shape))
+        Site(f"{path.format(k)}.content", "module", "content", k, -1, shape, math.prod(shape))
         for k in range(layers)
     ]
     rows = [
@@ -107,24 +114,27 @@ def ranks(layers=4, *, value=2.5, steps=tuple(range(0, 200, 20)), shape=(32, 64)
     return rows, sites
 
 
-def with_pathways(run, *, plain=True, steps=None, layers=4):
-    """`run` with all of the above in addition, at its own recorded steps."""
-    steps = tuple(int(s) for s in run.steps) if steps is None else steps
-    rows, sites = crossings(layers, plain=plain, steps=steps)
-    rows += pathway("l.0.s", "latent", 0.0 if plain else 0.7, 1e-6 if plain else 0.3, steps)
-    rows += pathway("l.0.s", "softmax", 1e-6 if plain else 0.2, 0.0 if plain else 0.8, steps)
-    more, cut_sites, cuts = stack_of_cuts(layers, width=16 if plain else 512)
+def with_pathways(run, *, plain=True, layers=4, path="l.{}", lost=None):
+    """`run` with all of the above in addition, at its own recorded steps; NaN from `lost` on."""
+    steps = tuple(int(s) for s in run.steps)
+    source, names = f"{path.format(0)}.s", [f"place of {path.format(k)}" for k in (0, 1)]
+    rows, sites = crossings(layers, plain=plain, steps=steps, role=f"{path}.s")
+    rows += pathway(source, "latent", 0.0 if plain else 0.7, 1e-6 if plain else 0.3, steps)
+    rows += pathway(source, "softmax", 1e-6 if plain else 0.2, 0.0 if plain else 0.8, steps)
+    more, cut_sites, cuts = stack_of_cuts(layers, width=16 if plain else 512, path=path)
     rows += [(steps[0], *row[1:]) for row in more]
-    probe_rows, probe_sites = probes(["place of layer 0", "place of layer 1"], 0.5, 0.3, steps[-1:])
-    rank_rows, rank_sites = ranks(layers, steps=steps)
-    sites += [*cut_sites, *probe_sites, *rank_sites]
-    added = Run.from_records([*rows, *probe_rows, *rank_rows], sites)
+    probe_rows, probe_sites = probes(names, 0.5, 0.3, steps[-1:])
+    rank_rows, rank_sites = ranks(layers, steps=steps, path=path)
+    rows += [*probe_rows, *rank_rows]
+    if lost is not None:
+        rows = [(*r[:5], np.nan) if r[0] >= lost and r[2] != "cut" else r for r in rows]
+    added = Run.from_records(rows, [*sites, *cut_sites, *probe_sites, *rank_sites])
     first = len(run.columns)
     for block in added.blocks:
         block.columns[:] += first
     return Run(
         {**run.meta, "cuts": cuts},
-        {**run.sites, **added.sites},
+        {**added.sites, **run.sites},
         [*run.columns, *added.columns],
         [*run.blocks, *added.blocks],
         run.path,
