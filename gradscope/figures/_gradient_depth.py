@@ -64,17 +64,19 @@ def depth_ends(runs: Sequence[Run], marks: Sequence[Mark] = ()) -> list[Ends | N
         "The same gradients as a profile: modules from top (input) to bottom (output) in forward "
         "order, the root mean square of their gradient to the right, one line for each of five "
         "recorded steps. Read it from the bottom up, as the gradient flows: a line that runs to "
-        "the left loses a constant factor per layer, a vertical one keeps its gradient. Where a "
-        "model has numbered blocks the line joins their outputs, and every other module is a "
-        "dot. The legend gives the ratio of the topmost to the bottommost point of each line."
+        "the left loses a constant factor per layer, a vertical one keeps its gradient. A line "
+        "joins one kind of module in layer after layer (that of the finding, where there is "
+        "one), and every other module is a dot. The legend gives the ratio of the topmost to the "
+        "bottommost point of each line."
     ),
     caption_several=(
         "The gradient's profile at the first, the middle and the last recorded step, one colour "
         "a run: modules from top (input) to bottom (output) in forward order, the root mean "
         "square of their gradient to the right. Read it from the bottom up, as the gradient "
         "flows: a line that runs to the left loses a constant factor per layer, a vertical one "
-        "keeps its gradient. Where the models have numbered blocks the lines join their outputs. "
-        "The legend gives the ratio of the topmost to the bottommost point at the last step."
+        "keeps its gradient. A line joins one kind of module in layer after layer (that of the "
+        "finding, where there is one). The legend gives the ratio of the topmost to the "
+        "bottommost point at the last step."
     ),
     requires=(("module", "grad_norm"),),
     absent="no gradient of a module's output was recorded",

@@ -52,7 +52,7 @@ class FindingView:
     def evidence(self) -> list[tuple[str, str]]:
         """The numbers that were measured, as (name, text)."""
         return [
-            (name.replace("_", " "), _text(value))
+            (name.replace("_", " "), _text(value, digits=4))
             for name, value in self.finding.evidence.items()
             if value is not None and value != ""
         ]
@@ -325,13 +325,13 @@ def _definitions(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     return [(name, m.unit, m.definition) for name, m in METRICS.items() if name in recorded]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, digits: int = 3) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return number(value)
+        return number(value, digits)
     if isinstance(value, list | tuple):
-        return ", ".join(_text(v) for v in value)
+        return ", ".join(_text(v, digits) for v in value)
     if isinstance(value, dict):
-        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
+        return ", ".join(f"{k}: {_text(v, digits)}" for k, v in value.items())
     return str(value)

@@ -20,8 +20,11 @@ from gradscope.figures._text import aligned, number
 from gradscope.report._files import PAGE, figure_path
 from gradscope.report._page import Page, verdict
 
-DPI = 144
-"""Half as many pixels again as the page is wide: sharp on most screens, small enough to mail."""
+DPI = 132
+"""A third more pixels than the page is wide: sharp on most screens, small enough to mail."""
+
+ROUNDING = 6
+"""Levels of 255 that colours in the page may differ by to count as one: no eye sees half of it."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,15 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _uri(pixels: np.ndarray) -> str:
-    """Lossless WebP of colours rounded by at most 2 of 255: a third of the size of the PNG.
+    """Lossless WebP of colours a little rounded: a third of the size of the PNG.
 
     Rounded from the corner's colour on, so that the background stays exactly the page's.
     """
     colours = pixels[..., :3].astype(np.int16)
     paper = colours[0, 0]
-    rounded = np.clip(paper + np.rint((colours - paper) / 4) * 4, 0, 255).astype(np.uint8)
+    rounded = np.clip(paper + np.rint((colours - paper) / ROUNDING) * ROUNDING, 0, 255).astype(
+        np.uint8
+    )
     buffer = io.BytesIO()
     imsave(buffer, rounded, format="webp", pil_kwargs={"lossless": True, "quality": 50})
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
