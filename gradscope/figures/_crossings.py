@@ -19,7 +19,7 @@ from gradscope.figures._bands import bands
 from gradscope.figures._figure import Mark, about, figure
 from gradscope.figures._grid import grid
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import plain, shorten, shorten_all
+from gradscope.figures._text import distinct, plain, shorten, shorten_all
 from gradscope.run import Run, Site
 
 LAYERS, LAYERS_OF_SEVERAL = 6, 3
@@ -65,7 +65,8 @@ class Parts:
         "is what one softmax takes. Layers whose share moves from 0 to ever more crossings "
         "towards the input, while the parts' length falls by decades, learn next to nothing; a "
         "pathway around the softmaxes shows as a wide band of few crossings at every layer. "
-        "Parts that are exactly 0 have no point."
+        "Parts that are exactly 0 have no point; a gap in "
+        "the bands is a step whose gradient was NaN or infinite."
     ),
     caption_several=(
         "A row a run. The gradient of each layer, split exactly by how many attention softmaxes "
@@ -91,8 +92,9 @@ def crossings(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figur
     colours = shades(min(top, ORDERS) + 1, theme)
     fig = Figure(figsize=(WIDTH, 5.2 if one else 1.75 * len(runs) + 1.1), layout="constrained")
     shares, profiles = _panels(fig, [max(1, len(s)) for s in shown], one)
+    names = distinct([r.name for r in runs])
     limits = _axes.log_limits([p.norms for found in layers for p in found])
-    for i, run in enumerate(runs):
+    for i in range(len(runs)):
         label = one or i == len(runs) - 1
         _shares(shares[i], shown[i], runs, [m for m in marks if m.run == i], colours, label, theme)
         for end, axes in zip((0, -1), profiles[i], strict=True):
@@ -100,7 +102,7 @@ def crossings(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figur
             if not one and i:
                 axes.set_title("")
         if not one:
-            shares[i][0].set_ylabel(plain(shorten(run.name, 20)))
+            shares[i][0].set_ylabel(plain(shorten(names[i], 20)))
         else:
             shares[i][0].set_ylabel("share of gradient")
             profiles[i][0].set_ylabel("‖Gₖ‖")

@@ -16,10 +16,10 @@ from gradscope.figures import _axes
 from gradscope.figures._figure import Mark, about, figure
 from gradscope.figures._grid import grid
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import number, plain, shorten
+from gradscope.figures._text import distinct, number, plain, shorten
 from gradscope.run import Run
 
-CUTS = 16
+CUTS = 24
 """Cuts drawn at most for a run: the narrowest relative to their source."""
 LANE = 1.0
 """Half the width of a lane, in which the largest place of all runs just fits."""
@@ -80,7 +80,9 @@ class Place(NamedTuple):
 )
 def cuts(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     marks = about(marks, "cut")
-    found = [necks(r) for r in runs]
+    every = [necks(r) for r in runs]
+    found = [narrowest(own) for own in every]
+    labels = distinct([r.name for r in runs])
     places = [layout(own) for own in found]
     largest = max((p.width for own in places for p in own.values()), default=1.0)
     across = min(len(runs), 4)
@@ -101,11 +103,13 @@ def cuts(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
         axes.set_xlim(-lanes - air * LANE, lanes + air * LANE)
         axes.set_ylim(rows + 0.4, -0.4)
         if len(runs) > 1:
-            axes.set_title(plain(shorten(runs[i].name, 72 // across)))
+            axes.set_title(plain(shorten(labels[i], 72 // across)))
         if not found[i]:
             _axes.say(axes, "no cuts computed", theme)
             continue
-        axes.set_xlabel("numbers per sample (log scale)")
+        hidden = len(every[i]) - len(found[i])
+        more = f"; {hidden} wider {'cut' if hidden == 1 else 'cuts'} not shown" if hidden else ""
+        axes.set_xlabel(f"numbers per sample (log scale){more}")
         room = int(96 / across / (1 + lanes / LANE))
         own = [m for m in marks if m.run == i]
         _draw(axes, found[i], places[i], largest, room, own, theme)
@@ -113,7 +117,7 @@ def cuts(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
 
 
 def necks(run: Run) -> list[Neck]:
-    """The cuts of a run in the order recorded, at most `CUTS`."""
+    """The cuts of a run, in the order recorded."""
     tensors = {
         f"{c['source']} → {c['sink']}": tuple(map(str, c.get("tensors") or ()))
         for c in run.meta.get("cuts") or ()
@@ -132,6 +136,11 @@ def necks(run: Run) -> list[Neck]:
             width = size["width"]
             before, behind = size.get("source_width", width), size.get("sink_width", width)
             found.append(Neck(source, sink, width, before, behind, tensors.get(name, ())))
+    return found
+
+
+def narrowest(found: Sequence[Neck]) -> list[Neck]:
+    """At most `CUTS` of the cuts, in the order given."""
     kept = sorted(found, key=lambda n: n.width / max(n.source_width, 1e-9))[:CUTS]
     return [n for n in found if n in kept]
 

@@ -14,7 +14,7 @@ from gradscope.figures import _axes
 from gradscope.figures._figure import Mark, about, figure
 from gradscope.figures._grid import grid
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import plain, shorten, shorten_all
+from gradscope.figures._text import distinct, plain, shorten, shorten_all
 from gradscope.run import Run
 
 SOURCES = 5
@@ -77,6 +77,7 @@ def named_pathways(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> 
     fig = Figure(figsize=(WIDTH, height * len(rows) + 0.9), layout="constrained")
     panels = fig.subplots(len(rows), 2, squeeze=False, sharex=True, sharey="col")
     steps = _axes.recorded_steps(runs)
+    labels = distinct([r.name for r in runs])
     for (i, source), (left, right) in zip(rows, panels, strict=True):
         label = left is panels[-1, 0]
         for axes in (left, right):
@@ -84,7 +85,8 @@ def named_pathways(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> 
         if not source:
             for axes in (left, right):
                 _axes.say(axes, "no pathway was named", theme)
-        _title(left, runs, i, source, marks, theme)
+        pointing = [m for m in marks if m.run == i and m.site == source and source]
+        _title(left, labels[i] if len(runs) > 1 else "", source, pointing, theme)
         left.set_ylabel("share of gradient")
         right.set_ylabel("length of the part")
         for s in (s for s in found[i] if s.source == source):
@@ -98,10 +100,10 @@ def named_pathways(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> 
     _share_axis(list(panels[:, 0]), [s.share for own in found for s in own], theme)
     handles = [Line2D([], [], color=c, lw=2.5) for c in colours.values()]
     handles.append(Line2D([], [], color=theme.muted, ls="--", lw=1.2))
-    labels = [plain(t) for t in shorten_all(names, 40)]
+    texts = [plain(t) for t in shorten_all(names, 40)]
     fig.legend(
         handles,
-        [*labels, "the rest, past that pathway"],
+        [*texts, "the rest, past that pathway"],
         loc="outside lower left",
         ncols=min(4, len(handles)),
     )
@@ -153,13 +155,10 @@ def _share_axis(panels: Sequence[Axes], shares: Sequence[np.ndarray], theme: The
             axes.axhline(y, color=theme.ink, lw=0.7, alpha=0.6)
 
 
-def _title(
-    axes: Axes, runs: Sequence[Run], run: int, source: str, marks: Sequence[Mark], theme: Theme
-) -> None:
-    own = [m for m in marks if m.run == run and m.site == source and source]
+def _title(axes: Axes, run: str, source: str, own: Sequence[Mark], theme: Theme) -> None:
     parts = [" ".join(dict.fromkeys(m.label for m in own[:3]))]
-    if len(runs) > 1:
-        parts.append(shorten(runs[run].name, 24) + (":" if source else ""))
+    if run:
+        parts.append(shorten(run, 24) + (":" if source else ""))
     parts.append(shorten(source, 36))
     colour = theme.severity[_axes.worst(own)] if own else theme.ink
     axes.set_title(plain("  ".join(p for p in parts if p)), color=colour)

@@ -18,7 +18,7 @@ from gradscope.figures import _axes
 from gradscope.figures._figure import Mark, figure
 from gradscope.figures._grid import Grid, grid
 from gradscope.figures._style import WIDTH, Theme
-from gradscope.figures._text import plain, shorten, shorten_all
+from gradscope.figures._text import distinct, plain, shorten, shorten_all
 from gradscope.run import Run, Site
 
 NAMED = 6
@@ -83,9 +83,10 @@ def passed_on(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figur
     names = list(dict.fromkeys(n for g in ranks for n in g.names))
     named = names if len(names) <= NAMED else []
     steps = _axes.recorded_steps(runs)
-    for i, run in enumerate(runs):
+    labels = distinct([r.name for r in runs])
+    for i in range(len(runs)):
         label = i == len(runs) - 1
-        name = shorten(run.name, 30) if len(runs) > 1 else ""
+        name = shorten(labels[i], 30) if len(runs) > 1 else ""
         if with_ranks:
             axes = panels[i, 0]
             _ranks(axes, ranks[i], named, theme)
