@@ -47,7 +47,7 @@ class Document(HTMLParser):
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """Per case: the page's data, the parsed document, the text and the directory."""
-    cases = {"two": [stacked_attention(6), broken(6)], "hostile": [hostile()]}
+    cases = {"two": [stacked_attention(4), broken(4)], "hostile": [hostile()]}
     cases["two"][1].meta["status"] = "recording"
     made = {}
     for name, runs in cases.items():
