@@ -4,7 +4,8 @@ Definition. The minimum vertex cut between the latents of two consecutive softma
 logits are computed from) is narrow where its width is at most `NARROW` of the smaller of the two:
 both sides are wide, what links them is not. Likewise from input to output. One finding for all
 layers of a role. Where they were recorded, two measurements stand beside the structure: the
-effective rank of what the source's layer returns, late in the run, and linear probes.
+effective rank of what the source's layer returns, late in the run, and the weakest of the
+linear probes.
 
 Source: Fan & Zhou, "Stacked Latent Attention for Multimodal Reasoning", CVPR 2018: a stack that
 hands on one content vector throws the spatial reasoning of each layer away. Menger's theorem
@@ -52,6 +53,15 @@ class Narrow:
         return self.width / min(self.source_width, self.sink_width)
 
 
+@dataclass(frozen=True)
+class Probed:
+    """A linear probe: its held-out accuracy, and the better of its two baselines."""
+
+    name: str
+    accuracy: float
+    baseline: float
+
+
 def find(signals: Signals) -> list[Finding]:
     narrow = {cut.source: cut for cut in _cuts(signals) if 0 < cut.ratio <= NARROW}
     inside = [cut.source for cut in narrow.values() if cut.between_softmaxes]
@@ -91,7 +101,8 @@ def _last(signals: Signals, name: str, metric: str) -> float:
 def _finding(signals: Signals, group: list[Narrow]) -> Finding:
     first = min(group, key=lambda cut: cut.ratio)
     probes = _probes(signals)
-    read = bool(probes) and all(accuracy >= READ for accuracy, _ in probes.values())
+    read = bool(probes) and all(p.accuracy >= READ for p in probes)
+    least = min(probes, key=lambda p: p.accuracy - p.baseline, default=None)
     severity: Severity = "warning" if first.between_softmaxes and not read else "info"
     rank, capacity = _effective_rank(signals, first.source)
     where = f"{named(first.source)} and {named(first.sink)}"
@@ -114,8 +125,10 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
             "places": len(group),
             "effective_rank": rank,
             "rank_capacity": capacity,
-            "probe_accuracy": {name: accuracy for name, (accuracy, _) in probes.items()} or None,
-            "probe_baseline": {name: base for name, (_, base) in probes.items()} or None,
+            "probes": len(probes),
+            "weakest_probe": least.name if least else None,
+            "probe_accuracy": least.accuracy if least else None,
+            "probe_baseline": least.baseline if least else None,
         },
         message=(
             f"Between {what}{where} only {first.width:g} numbers per sample pass{through}, "
@@ -151,12 +164,10 @@ def _effective_rank(signals: Signals, source: str) -> tuple[float | None, int | 
     return min(found, key=lambda pair: pair[0]) if found else (None, None)
 
 
-def _probes(signals: Signals) -> dict[str, tuple[float, float]]:
-    """Probe → accuracy and the better of its baselines, both as last measured."""
-    if not signals.has("probe", "accuracy"):
-        return {}
+def _probes(signals: Signals) -> list[Probed]:
+    """Every probe, as last measured."""
     accuracy = signals.matrix("probe", "accuracy")
-    found = {}
+    found = []
     for name in accuracy.sites:
         keys = [(name, "")]
         base = [
@@ -165,8 +176,10 @@ def _probes(signals: Signals) -> dict[str, tuple[float, float]]:
         ]
         at = np.flatnonzero(np.isfinite(accuracy.column(name)))
         if len(at):
-            known = [b[at[-1], 0] for b in base if np.isfinite(b[at[-1], 0])]
-            found[name] = (float(accuracy.column(name)[at[-1]]), float(max(known, default=np.nan)))
+            known = [float(b[at[-1], 0]) for b in base if np.isfinite(b[at[-1], 0])]
+            found.append(
+                Probed(name, float(accuracy.column(name)[at[-1]]), max(known, default=0.0))
+            )
     return found
 
 

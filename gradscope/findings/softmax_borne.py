@@ -113,7 +113,7 @@ def _finding(signals: Signals, borne: Borne) -> Finding:
     direct = float(quiet_median(first.below(MANY)[spell.inside]))
     went = progress(signals)
     text = (
-        f"The gradient at {named(first.site)} has crossed {main} softmaxes ({share.max():.3g} of "
+        f"The gradient at {named(first.site)} has crossed {main} softmaxes ({_amount(share.max())} "
         f"it), at {named(last.site)} {at_last:.2g}: each takes {a_softmax:.2g} decades, so that "
         f"{10**-borne.decades:.1e} of it is left"
     )
@@ -148,6 +148,10 @@ def _finding(signals: Signals, borne: Borne) -> Finding:
         ),
         view=View("crossing", "grad_norm", borne.ladder.sites),
     )
+
+
+def _amount(share: float) -> str:
+    return "all of" if share > 0.995 else f"{share:.0%} of"
 
 
 def _severity(borne: Borne, learned: bool) -> Severity:

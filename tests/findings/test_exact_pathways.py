@@ -87,7 +87,7 @@ def test_only_a_vector_goes_from_layer_to_layer(name):
     assert (finding.evidence["width"], finding.evidence["source_width"]) == (16, 256)
     assert finding.evidence["places"] == LAYERS - 1
     assert 1 <= finding.evidence["effective_rank"] <= finding.evidence["rank_capacity"] == 15
-    assert set(finding.evidence["probe_accuracy"]) == {"attended position"}
+    assert finding.evidence["weakest_probe"] == "attended position"
 
 
 def test_the_latent_stack_has_no_bottleneck_and_uses_both_pathways():

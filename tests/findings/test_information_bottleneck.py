@@ -67,8 +67,9 @@ def test_measurements_stand_beside_the_structure():
     assert finding.severity == "warning"
     assert finding.evidence["effective_rank"] == 3.0  # of layer 0, at step 200
     assert finding.evidence["rank_capacity"] == 31  # 32 samples span 31 dimensions
-    assert finding.evidence["probe_accuracy"] == {"place": 0.5}
-    assert finding.evidence["probe_baseline"] == {"place": 0.3}
+    assert finding.evidence["weakest_probe"] == "place"
+    assert finding.evidence["probe_accuracy"] == 0.5
+    assert finding.evidence["probe_baseline"] == 0.3
 
 
 @pytest.mark.parametrize(("accuracy", "severity"), [(0.95, "info"), (0.85, "warning")])

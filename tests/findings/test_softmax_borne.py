@@ -23,7 +23,7 @@ def test_a_plain_stack():
     assert evidence["decades_per_softmax"] == pytest.approx(2)
     assert evidence["share_below_2_softmaxes"] == 0
     assert finding.view.sites == ("l.0.s", "l.1.s", "l.2.s", "l.3.s")
-    assert "has crossed 4 softmaxes" in finding.message
+    assert "has crossed 4 softmaxes (all of it), at l.3.s 1: each takes 2" in finding.message
 
 
 def test_a_stack_with_a_way_past_the_softmaxes():
