@@ -1,11 +1,13 @@
 """L2 norm of a gradient, right at every magnitude its dtype can hold.
 
 The usual float32 norm squares its elements, so that a gradient of 1e-20 has norm 0 and one
-of 1e20 has norm inf. Here such results are computed again in float64.
+of 1e20 has norm inf. Here such results are computed again in float64, and float64 ones, far
+beyond that, on a rescaled gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +17,8 @@ from torch.linalg import vector_norm
 # A float32 sum of squares is trusted down to 1e-32 an element and up to 1e36: a square that
 # underflows loses at most the smallest normal number, 1.2e-38, a millionth of that.
 SAFE_SQUARE, SAFE_HIGH = 1e-32, 1e18
+# Norms between these have squares that float64 can hold.
+WIDE_LOW, WIDE_HIGH = 1e-140, 1e140
 # Exact in binary, and lifts what float32 can hold (down to 1e-38) to where squares are safe.
 LIFT = 2.0**64
 
@@ -30,7 +34,8 @@ def norm(g: Tensor) -> Scalar:
     if g.dtype is torch.float32:
         value = vector_norm(g).item()
         return value if _safe(value, g.numel()) else _slow(g, value)
-    return vector_norm(g, dtype=_wide(g)).item()
+    value = vector_norm(g, dtype=_wide(g)).item()
+    return value if WIDE_LOW < value < WIDE_HIGH else _rescaled(g, value)
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Scalar]:
@@ -58,6 +63,16 @@ def _slow(g: Tensor, value: float) -> float:
         if lifted == 0 and not g.any():  # common (dead units), and quicker told than summed
             return 0.0
     return vector_norm(g, dtype=torch.float64).item()
+
+
+def _rescaled(g: Tensor, value: float) -> float:
+    """‖g‖₂ where even float64 squares under- or overflow."""
+    if not g.numel() or g.dtype not in (torch.float64, torch.complex128):
+        return value
+    largest = g.abs().max().item()
+    if largest == 0 or not math.isfinite(largest):
+        return value
+    return vector_norm(g / largest).item() * largest
 
 
 def _wide(g: Tensor) -> torch.dtype:
