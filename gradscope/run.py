@@ -308,8 +308,20 @@ class Run:
                 groups = dict(list(table.groupby(["kind", "site"], sort=False)))
             original = groups.get((site.kind, site.alias_of))
             if original is not None:
-                copies.append(original.assign(site=site.name))
+                elsewhere = original["step"].isin(self._measured_at(site))
+                copies.append(original[~elsewhere].assign(site=site.name))
         return pd.concat(copies, ignore_index=True) if len(copies) > 1 else table
+
+    def _measured_at(self, site: Site) -> np.ndarray:
+        """Steps at which an alias was a tensor of its own: a layer that was skipped at first."""
+        key = Column(site.name, site.kind, "", "grad_norm")
+        columns = [i for i, c in enumerate(self.columns) if c._replace(rank=0) == key]
+        steps = [
+            b.steps[b.present[:, np.isin(b.columns, columns)].any(axis=1)]
+            for b in self.blocks
+            if columns
+        ]
+        return np.concatenate(steps) if steps else np.array([], dtype=np.int64)
 
 
 def _empty_frame() -> pd.DataFrame:
