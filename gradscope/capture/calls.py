@@ -14,8 +14,32 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from gradscope.capture.walk import tensors_in
+
 _sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 _in_backward: Callable[[], int] = torch._C._current_graph_task_id
+# Inside torch.func.grad, vmap, …: tensors there are stand-ins, and their graph is not training's.
+_in_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
+class Output(NamedTuple):
+    """A tensor that a call returned, as it was then.
+
+    An operation in place, later on, gives a tensor another place in the graph.
+
+    Attributes:
+        field: which of the output's tensors: "", ".key" or "[i]".
+        node, number: the tensor is the node's output of that number; None for a leaf and
+            for what needs no gradient.
+        shape: of the tensor.
+        tensor: itself, if the recorder keeps tensors.
+    """
+
+    field: str
+    node: Any
+    number: int
+    shape: torch.Size
+    tensor: torch.Tensor | None
 
 
 class Call(NamedTuple):
@@ -24,7 +48,7 @@ class Call(NamedTuple):
     module: nn.Module
     start: int
     end: int
-    output: Any
+    outputs: list[Output]
     depth: int
 
 
@@ -39,6 +63,8 @@ class CallRecorder:
         modules: path by module, the root's being "".
         finished: called with the calls (inner before outer) of a forward pass.
         failed: called with an exception of `finished`.
+        keep: keep the tensors that modules return, until the calls are dropped. Otherwise
+            only those with a gradient are noted, and their memory is free to go.
     """
 
     def __init__(
@@ -46,7 +72,9 @@ class CallRecorder:
         modules: dict[nn.Module, str],
         finished: Callable[[list[Call]], None],
         failed: Callable[[BaseException], None],
+        keep: bool = True,
     ) -> None:
+        self.keep = keep
         self._modules = modules
         self._finished = finished
         self._failed = failed
@@ -84,7 +112,8 @@ class CallRecorder:
         if module not in self._modules or not self._starts:
             return
         start = self._starts.pop()
-        self._calls.append(Call(module, start, _sequence_number(), output, len(self._starts)))
+        outputs = self._outputs(output)
+        self._calls.append(Call(module, start, _sequence_number(), outputs, len(self._starts)))
         if self._starts:
             return
         calls, self._calls = self._calls, []
@@ -93,3 +122,16 @@ class CallRecorder:
                 self._finished(calls)
             except Exception as error:  # never the user's problem
                 self._failed(error)
+
+    def _outputs(self, output: Any) -> list[Output]:
+        if _in_transform() is not None or not (self.keep or torch.is_grad_enabled()):
+            return []
+        if type(output) is torch.Tensor:  # nearly always
+            return self._noted("", output)
+        return [noted for field, t in tensors_in(output) for noted in self._noted(field, t)]
+
+    def _noted(self, field: str, tensor: torch.Tensor) -> list[Output]:
+        node = tensor.grad_fn
+        if self.keep:
+            return [Output(field, node, tensor.output_nr, tensor.shape, tensor)]
+        return [] if node is None else [Output(field, node, tensor.output_nr, tensor.shape, None)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ class Plain:
             yield self.column, read[self.slot]
 
 
+E = TypeVar("E", bound=Emitter)
+
+
 class Ledger:
     """Slots, emitters, and the samples since the last flush."""
 
@@ -55,7 +58,7 @@ class Ledger:
         self._modes: list[str] = []
         self._slots: dict[tuple[str, ...], int] = {}
         self._emitters: list[Emitter] = []
-        self._emitter_keys: set[object] = set()
+        self._emitter_keys: dict[object, Any] = {}
         self._emitters_of: dict[int, list[int]] = {}
         self.sites: dict[tuple[str, str], Site] = {}
         self._new_sites: list[Site] = []
@@ -90,11 +93,12 @@ class Ledger:
         for slot in slots:
             self._emitters_of.setdefault(slot, []).append(number)
 
-    def emitter_once(self, key: object, emitter: Emitter, slots: Iterable[int]) -> None:
-        """`emitter`, unless one with this key is there already (from another plan)."""
+    def emitter_once(self, key: object, emitter: E, slots: Iterable[int]) -> E:
+        """`emitter`, unless one with this key is there already (from another plan): that."""
         if key not in self._emitter_keys:
-            self._emitter_keys.add(key)
+            self._emitter_keys[key] = emitter
             self.emitter(emitter, slots)
+        return self._emitter_keys[key]
 
     def plain(self, column: Column, mode: str = "rss") -> int:
         """A slot that is a column as it stands."""

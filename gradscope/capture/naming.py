@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gradscope.capture.calls import Call
-from gradscope.capture.walk import Graph, operation, tensors_in
+from gradscope.capture.walk import Graph, operation
 
 OUTPUT = "(output)"  # the root module's own output
 INPUT = "(input)"
@@ -102,17 +102,17 @@ class Names:
     def _outputs(self) -> list[Named]:
         found = []
         for call, name in self._named_calls:
-            for field, tensor in tensors_in(call.output):
-                node = self.graph.index.get(tensor.grad_fn)
+            for output in call.outputs:
+                node = self.graph.index.get(output.node)
                 if node is None:
                     continue
                 found.append(
                     Named(
-                        name=(name or OUTPUT) + field,
+                        name=(name or OUTPUT) + output.field,
                         type=type(call.module).__name__,
-                        place=(node, tensor.output_nr),
-                        shape=tuple(tensor.shape),
-                        numel=tensor.numel(),
+                        place=(node, output.number),
+                        shape=tuple(output.shape),
+                        numel=output.shape.numel(),
                         order=self.sequence[node],
                         outer=call.depth,
                         parameters=any(True for _ in call.module.parameters(recurse=False)),

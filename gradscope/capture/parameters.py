@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -18,12 +19,14 @@ from gradscope.run import Column, Site
 FIRST_STEP_ELEMENTS = 1 << 25
 
 
-# A parameter and its slots: grad_norm, weight_norm, update_ratio.
-Reading = tuple[nn.Parameter, tuple[int, int, int]]
+# A parameter and its slots: grad_norm, weight_norm, update_ratio, nonfinite.
+Reading = tuple[nn.Parameter, tuple[int, int, int, int]]
 
 
 class Parameters:
     """Measures every trainable parameter of a model at an optimizer step.
+
+    A frozen parameter joins them at the first recorded step at which it is trainable.
 
     Gradient norms are read at every recorded step. An update needs a copy of the weights,
     so that parameters take turns: each is measured once in `turns` recorded steps, in
@@ -39,11 +42,37 @@ class Parameters:
         self._turn_batches: dict[int, list[_Batch]] = {}
         self._copied: list[_Batch] = []
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-        for order, (name, parameter) in enumerate(named.items()):
+        self._frozen = {n: (order, p) for order, (n, p) in enumerate(named.items())}
+        self._held = held
+        self._groups: list[list[Reading]] = []
+        self._thaw()
+
+    def gradients(self) -> None:
+        """Read the gradients now in `.grad`."""
+        if any(p.requires_grad for _, p in self._frozen.values()):
+            self._thaw()
+        found = [(s, g) for p, s in self._readings if (g := p.grad) is not None]
+        sizes = norms([g for _, g in found])
+        self._ledger.slots.extend([s[0] for s, _ in found])
+        self._ledger.values.extend(sizes)
+        for (slots, g), size in zip(found, sizes, strict=True):
+            if isinstance(size, float) and not math.isfinite(size):
+                g = g.coalesce().values() if g.is_sparse else g
+                count = g.numel() - int(torch.isfinite(g).sum())
+                self._ledger.add(slots[3], float(count))
+
+    def _thaw(self) -> None:
+        """Take in the parameters that are trainable now."""
+        ledger = self._ledger
+        for name, (order, parameter) in list(self._frozen.items()):
+            if not parameter.requires_grad:
+                continue
+            del self._frozen[name]
             slots = (
                 ledger.plain(Column(name, "parameter", "", "grad_norm")),
                 ledger.plain(Column(name, "parameter", "", "weight_norm"), mode="last"),
                 ledger.plain(Column(name, "parameter", "", "update_ratio"), mode="last"),
+                ledger.plain(Column(name, "parameter", "", "nonfinite"), mode="sum"),
             )
             self._readings.append((parameter, slots))
             ledger.site(
@@ -54,16 +83,11 @@ class Parameters:
                     order=order,
                     shape=tuple(parameter.shape),
                     numel=parameter.numel(),
-                    note="" if id(parameter) in held else "not in the optimizer",
+                    note="" if id(parameter) in self._held else "not in the optimizer",
                 )
             )
-        self._groups = _balanced(self._readings, turns)
-
-    def gradients(self) -> None:
-        """Read the gradients now in `.grad`."""
-        found = [(s[0], g) for p, s in self._readings if (g := p.grad) is not None]
-        self._ledger.slots.extend([slot for slot, _ in found])
-        self._ledger.values.extend(norms([g for _, g in found]))
+        self._groups = _balanced(self._readings, self._turns)
+        self._turn_batches = {}
 
     def before_update(self, recorded: int) -> None:
         """Copy the weights whose turn it is. `recorded` counts recorded steps from 0."""
@@ -87,8 +111,9 @@ class Parameters:
             self._ledger.values.extend(map(_ratio, updates, weights))
 
     def free(self) -> None:
-        """Let go of the copies."""
+        """Let go of the parameters and their copies."""
         self._copied, self._turn_batches, self._scratch = [], {}, {}
+        self._readings, self._groups, self._frozen = [], [], {}
 
     def _batches(self, recorded: int) -> list[_Batch]:
         turn = recorded % self._turns

@@ -128,7 +128,7 @@ class Pathways:
 
     def close(self) -> None:
         self.end_step()
-        self._requests = []
+        self._requests, self._parameters = [], {}
 
     def _before_backward(self, tensors: Any, grad_tensors: Any) -> None:
         if not self._calls:

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.capture.calls import Call
 from gradscope.capture.ledger import Ledger, Read, absent
-from gradscope.capture.naming import Names, Place, canonical
+from gradscope.capture.naming import OUTSIDE, Names, Place, canonical
 from gradscope.capture.softmaxes import SoftmaxTap, chosen_rows
-from gradscope.capture.taps import Failed, ForkTap, NodeTap, TensorTap
-from gradscope.capture.walk import OPAQUE, Graph, operation, tensors_in
+from gradscope.capture.taps import Arrived, EdgeSlots, Failed, ForkTap, NodeTap, TensorTap
+from gradscope.capture.walk import OPAQUE, Graph, operation
 from gradscope.run import Column, Site
 
 # A tensor read more often than this (the weight of an unrolled recurrence) is not split by
@@ -35,17 +34,18 @@ class Plan:
     """Taps by node index of a graph with this structure."""
 
     taps: list[tuple[int, NodeTap]]
+    leaf_forks: list[ForkTap]
 
-    def hang(self, graph: Graph) -> None:
-        """Hook this step's nodes."""
+    def hang(self, graph: Graph) -> list[Any]:
+        """Hook a graph's nodes; handles to unhook them."""
         nodes = graph.nodes
+        arrived: dict[ForkTap, Arrived] = {}
+        handles: list[Any] = []
+        for fork in self.leaf_forks:
+            fork.forget()
         for index, tap in self.taps:
-            tap.hang(nodes[index])
-
-    def release(self) -> None:
-        """Unhook them, and let go of what an unfinished backward pass left behind."""
-        for _, tap in self.taps:
-            tap.release()
+            handles += tap.hang(nodes[index], arrived)
+        return handles
 
 
 def make_plan(
@@ -74,7 +74,7 @@ def make_plan(
     builder.forks()
     builder.softmaxes()
     builder.opaque()
-    return Plan(sorted(builder.taps.items()))
+    return Plan(sorted(builder.taps.items()), builder.leaf_forks)
 
 
 class _Builder:
@@ -92,6 +92,7 @@ class _Builder:
         self.ledger, self.unseen, self.failed = ledger, unseen, failed
         self.taps: dict[int, NodeTap] = {}
         self.tensor_taps: dict[Place, TensorTap] = {}
+        self.leaf_forks: list[ForkTap] = []
         self.depths = graph.depths()
 
     def outputs(self) -> None:
@@ -100,7 +101,13 @@ class _Builder:
             if self.names.sequence[place[0]] < self.start:
                 continue  # a module handed through what came from elsewhere
             chosen = canonical(group)
+            own = []  # names under which it is measured, rather than as an alias
             for named in group:
+                alias_of = "" if named is chosen else chosen.name
+                known = self.ledger.sites.get(("module", named.name))
+                # What a name stands for may change from step to step.
+                if named is chosen or (known is not None and known.alias_of != alias_of):
+                    own.append(named.name)
                 self.ledger.site(
                     Site(
                         named.name,
@@ -110,11 +117,12 @@ class _Builder:
                         depth=self.depths[place[0]],
                         shape=named.shape,
                         numel=named.numel,
-                        alias_of="" if named is chosen else chosen.name,
+                        alias_of=alias_of,
                         parameters=named.parameters,
                     )
                 )
-            self._tensor_tap("module", chosen.name, place)
+            for name in own:
+                self._tensor_tap("module", name, place)
 
     def forks(self) -> None:
         """Tensors that several nodes read."""
@@ -156,7 +164,8 @@ class _Builder:
             base = owner or self.names.op(index) or operation(node)
             number = taken.get(base, 0)
             taken[base] = number + 1
-            name = f"{base}:softmax#{number}" if number else base
+            kept = base if ":" in base else f"{base}:softmax"  # the model's own says it already
+            name = f"{kept}#{number}" if number else base
             shape = _softmax_shape(node, fused)
             note = ""
             rows = int(np.prod(shape[:-1], dtype=np.int64)) if shape else 0
@@ -211,8 +220,11 @@ class _Builder:
         numel = ledger.sites[(kind, name)].numel  # as first declared
         if kind == "module":
             ledger.emitter_once(norm, _Norm(norm, excess, numel, name), [norm])
-        tap = self.tensor_taps[place] = TensorTap(ledger, norm, excess, nonfinite, numel)
-        self._node_tap(place[0]).outputs.append((place[1], tap))
+        tap = self.tensor_taps.get(place)
+        if tap is None:
+            tap = self.tensor_taps[place] = TensorTap(ledger)
+            self._node_tap(place[0]).outputs.append((place[1], tap))
+        tap.name(norm, excess, nonfinite, numel)
         return tap
 
     def _fork(
@@ -224,15 +236,9 @@ class _Builder:
         escapes: bool,
     ) -> None:
         ledger = self.ledger
-        edges = self.names.edges(readers, consumers)
-        if escapes:
-            edges.append("(outside)")
         total = ledger.slot("fork total", name)
-        slots = [
-            (ledger.slot("fork norm", name, e), ledger.slot("fork inner", name, e, mode="sum"))
-            for e in edges
-        ]
-        ledger.emitter_once((total, *edges), _Fork(name, total, edges, slots), [total])
+        fork = ledger.emitter_once(total, _Fork(name, total, {}, []), [total])
+        outside = fork.edge(ledger, OUTSIDE)
         shape = _shape(self.graph.nodes[place[0]], place[1])
         numel = int(np.prod(shape, dtype=np.int64))
         ledger.site(
@@ -247,9 +253,14 @@ class _Builder:
             )
         )
         tap = self.tensor_taps.get(place) or self._tensor_tap("fork", name, place)
-        tap.fork = ForkTap(ledger, total, slots, escapes)
-        for number, (node, position) in enumerate(readers):
-            self._node_tap(node).edges.append((position, tap.fork, number))
+        leaf = hasattr(self.graph.nodes[place[0]], "variable")
+        tap.fork = ForkTap(ledger, total, outside, escapes, fork.shared if leaf else None)
+        if leaf:
+            self.leaf_forks.append(tap.fork)
+        names = self.names.edges(readers, consumers)
+        for edge, (node, position) in zip(names, readers, strict=True):
+            slots = fork.edge(ledger, edge)
+            self._node_tap(node).edges.append((position, tap.fork, slots))
 
 
 @dataclass(frozen=True)
@@ -280,25 +291,42 @@ class _Fork:
     projection_e = ⟨g_e, g⟩/‖g‖², cosine_e = ⟨g_e, g⟩/(‖g_e‖‖g‖),
     cancellation = 1 − ‖g‖/Σ‖g_e‖; over micro-batches norms combine as root-sum-square and
     inner products as sums, so that projections still sum to 1.
+
+    Attributes:
+        edges: slots of all edges seen so far, in whatever graph.
+        shared: where the gradients of a leaf gather.
     """
 
     name: str
     total: int
-    edges: list[str]
-    slots: list[tuple[int, int]]
+    edges: dict[str, EdgeSlots]
+    shared: Arrived
+
+    def edge(self, ledger: Ledger, edge: str) -> EdgeSlots:
+        """Slots of an edge: of its norm, and of its inner product with the sum."""
+        if edge not in self.edges:
+            self.edges[edge] = (
+                ledger.slot("fork norm", self.name, edge),
+                ledger.slot("fork inner", self.name, edge, mode="sum"),
+            )
+        return self.edges[edge]
 
     def emit(self, read: Read) -> Any:
         size = read[self.total]
-        seen = [(e, *s) for e, s in zip(self.edges, self.slots, strict=True) if s[0] in read]
+        seen = [(e, *s) for e, s in self.edges.items() if s[0] in read]
         together = sum(read[norm] for _, norm, _ in seen)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             yield self._column("", "grad_norm"), size
-            yield self._column("", "cancellation"), _told(1 - size / together, together != 0)
+            # not below 0 by rounding
+            cancellation = np.maximum(1 - size / together, 0)
+            yield self._column("", "cancellation"), _told(cancellation, together != 0)
             for edge, norm, product in seen:
-                part, along = read[norm], read[product]
-                outside = edge == "(outside)"
-                told = (part != 0) | np.full(len(part), not outside)
+                part = read[norm]
+                told = (part != 0) | np.full(len(part), edge != OUTSIDE)
                 yield self._column(edge, "grad_norm"), _told(part, told)
+                if product not in read:  # out of range
+                    continue
+                along = read[product]
                 yield (
                     self._column(edge, "projection"),
                     _told(along / size / size, told & (size != 0)),
@@ -345,11 +373,6 @@ def structure(graph: Graph, calls: list[Call]) -> tuple[list[Any], ...]:
     outputs: list[Any] = []
     for call in calls:
         outputs.append(id(call.module))
-        output = call.output
-        if type(output) is torch.Tensor:
-            outputs.append(graph.index.get(output.grad_fn))
-            outputs.append(output.output_nr)
-        else:
-            for field, tensor in tensors_in(output):
-                outputs.append((field, graph.index.get(tensor.grad_fn), tensor.output_nr))
+        for field, node, number, _shape, _tensor in call.outputs:
+            outputs.append((field, graph.index.get(node), number))
     return graph.types(), graph.edges, graph.counts, outputs

@@ -11,7 +11,6 @@ from gradscope.capture.calls import Call
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.naming import OUTPUT, call_names
 from gradscope.capture.quantities.effective_rank import effective_rank
-from gradscope.capture.walk import tensors_in
 from gradscope.run import Column
 
 
@@ -24,9 +23,11 @@ class Ranks:
     def forward_done(self, calls: list[Call]) -> None:
         seen: set[int] = set()
         for call, name in call_names(calls, self._paths):
-            for field, tensor in tensors_in(call.output):
+            for field, *_, tensor in call.outputs:
                 site = (name or OUTPUT) + field
-                if fnmatchcase(site, self._sites) and id(tensor) not in seen:
+                if tensor is None or id(tensor) in seen:
+                    continue
+                if fnmatchcase(site, self._sites):
                     seen.add(id(tensor))
                     self._measure(site, tensor)
 

@@ -23,7 +23,7 @@ from gradscope.capture.parameters import Parameters
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
 from gradscope.capture.ranks import Ranks
-from gradscope.capture.walk import tensors_in, walk
+from gradscope.capture.walk import walk
 from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError
 from gradscope.probing import Probe, probe
@@ -78,7 +78,7 @@ def attach(
         optimizers=_optimizers(optimizer),
         out=None if out is None else Path(out),
         every=_positive("every", every),
-        flush_every=float(flush_every),
+        flush_every=_seconds("flush_every", flush_every),
         update_every=_positive("update_every", update_every),
         name=name,
         args=args,
@@ -117,8 +117,9 @@ class Scope:
 
         self._model = weakref.ref(model)
         self._paths = {module: path for path, module in model.named_modules()}
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._parameter_names = {id(p): n for n, p in trainable.items()}
+        named = dict(model.named_parameters())
+        trainable = {n: p for n, p in named.items() if p.requires_grad}
+        self._parameter_names = {id(p): n for n, p in named.items()}
         self._optimizers = optimizers
         held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
         if not optimizers:
@@ -139,10 +140,10 @@ class Scope:
 
         self._ledger = Ledger()
         turns = max(1, round(update_every / every))
-        self._parameters = Parameters(self._ledger, trainable, held, turns)
+        self._parameters = Parameters(self._ledger, named, held, turns)
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
-        self._hung: list[Plan] = []
-        self._calls = CallRecorder(self._paths, self._forward_done, self._fail)
+        self._hung: list[Any] = []  # handles of this step's hooks
+        self._calls = CallRecorder(self._paths, self._forward_done, self._fail, keep=False)
         self._pathways = Pathways(
             self._ledger, self._paths, trainable, self._note_unseen, self._fail
         )
@@ -223,6 +224,7 @@ class Scope:
         """
         if not self._closed:
             self._ranks.append(Ranks(self._ledger, self._paths, sites, _positive("every", every)))
+            self._calls.keep |= self._step % every == 0
             self._calls.arm()
 
     def bottlenecks(self, closure: Callable[[], Any]) -> list[Cut]:
@@ -279,10 +281,13 @@ class Scope:
     def _request(self, request: CrossingsRequest | PathwayRequest) -> None:
         if not self._closed:
             self._pathways.request(request, self._step)
+            self._calls.keep |= self._pathways.due(self._step)
             self._calls.arm()
 
     def step(self) -> None:
         """Count a step by hand: for training loops without a torch optimizer."""
+        if self._closed:
+            return
         if self._optimizers:
             raise GradscopeError("steps are counted at the optimizer's step(); don't call step()")
         self._before_step(None, (), {})
@@ -329,17 +334,10 @@ class Scope:
             return
         began = time.perf_counter()
         outer = calls[-1]
-        returned = [t for _, t in tensors_in(outer.output) if t.grad_fn is not None]
+        returned = [o for o in outer.outputs if o.node is not None]
         # Roots: what the model returned, then whatever else modules made (a loss kept on
         # the side). Where no gradient comes, nothing is recorded.
-        roots = [t.grad_fn for t in returned]
-        for call in calls:
-            output = call.output
-            if type(output) is torch.Tensor:
-                if output.grad_fn is not None:
-                    roots.append(output.grad_fn)
-            else:
-                roots += [t.grad_fn for _, t in tensors_in(output) if t.grad_fn is not None]
+        roots = [o.node for call in (outer, *calls) for o in call.outputs if o.node is not None]
         if not roots:
             return
         graph = walk(roots)
@@ -350,7 +348,7 @@ class Scope:
                 graph,
                 calls,
                 start=outer.start,
-                returned={(graph.index[t.grad_fn], t.output_nr) for t in returned},
+                returned={(graph.index[o.node], o.number) for o in returned},
                 paths=self._paths,
                 parameters=self._parameter_names,
                 ledger=self._ledger,
@@ -359,8 +357,7 @@ class Scope:
             )
             self._plans.insert(0, (key, plan))
             del self._plans[PLANS:]
-        plan.hang(graph)
-        self._hung.append(plan)
+        self._hung += plan.hang(graph)
         self._spent += time.perf_counter() - began
 
     def _known_plan(self, key: tuple[list[Any], ...]) -> Plan | None:
@@ -408,6 +405,7 @@ class Scope:
         if pathways:
             self._pathways.begin_step(self._step)
         if self._recording or pathways or ranks:
+            self._calls.keep = pathways or ranks
             self._calls.arm()
         elif self._calls.armed:
             self._calls.disarm()
@@ -425,8 +423,8 @@ class Scope:
         self._maybe_flush()
 
     def _release_graph(self) -> None:
-        for plan in self._hung:
-            plan.release()
+        for handle in self._hung:
+            handle.remove()
         self._hung = []
 
     def _learning_rates(self) -> dict[str, float]:
@@ -469,13 +467,14 @@ class Scope:
     def _close(self, ended: str) -> None:
         if self._closed:
             return
-        self._closed = True
+        self._closed, self._recording = True, False
         self._calls.disarm()
         self._pathways.close()
         self._release_graph()
         for handle in self._optimizer_handles:
             handle.remove()
         self._optimizer_handles = []
+        self._optimizers = []
         atexit.unregister(self._at_exit)
         self._parameters.free()
         if os.getpid() != self._process:  # a forked worker: the file is its parent's
@@ -534,6 +533,12 @@ def _positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise GradscopeError(f"{name}= takes a whole number from 1 on, not {value!r}")
     return value
+
+
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise GradscopeError(f"{name}= takes a number of seconds, not {value!r}")
+    return float(value)
 
 
 def _number(name: str, value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,40 +53,37 @@ class SoftmaxTap:
         self._arriving = ledger.slot("gain in", site)
         self._leaving = ledger.slot("gain out", site)
         gain = Gain(self._arriving, self._leaving, Column(site, "softmax", "", "gain"))
-        ledger.emitter(gain, [self._arriving])
-        self._measure = self._fused if fused else self._plain
+        ledger.emitter_once(("gain", site), gain, [self._arriving])
+        self._fused = fused
         self._site = site
         self._unseen = unseen
 
-    def __call__(self, node: Any, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
-        self._measure(node, grad_inputs, grad_outputs)
+    def saved(self, node: Any) -> list[Any]:
+        """What is needed of a node's saved tensors; nothing where hooks guard them."""
+        guarded = node._raw_saved_query if self._fused else node._raw_saved_result
+        if guarded.unpack_hook is None:
+            return [FusedInputs.of(node) if self._fused else PlainResult.of(node)]
+        what = "entropy, max_prob, jacobian_norm" + (", gain" if self._fused else "")
+        self._unseen(
+            f"{self._site}: {what}",
+            "what it saved is held by saved-tensor hooks (activation checkpointing or "
+            "offloading), where reading it would stop the backward pass",
+        )
+        return []
 
-    def _plain(self, node: Any, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
-        g, out = grad_outputs[0], grad_inputs[0]
-        if g is not None and out is not None:
-            self._ledger.add(self._arriving, norm(g))
-            self._ledger.add(self._leaving, norm(out))
-        if node._raw_saved_result.unpack_hook is not None:
-            self._unseen(
-                f"{self._site}: entropy, max_prob, jacobian_norm",
-                "its result is held by saved-tensor hooks (activation checkpointing or "
-                "offloading), where reading it would stop the backward pass",
-            )
+    def __call__(self, saved: list[Any], grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+        if not self._fused:
+            self._gain(grad_outputs[0], grad_inputs[0])
+        if not saved:
             return
-        rows = plain_rows(node)
-        chosen = chosen_rows(rows.shape[0], rows.shape[1])
-        self._add_state(rows if chosen is None else rows[chosen.to(rows.device)])
-
-    def _fused(self, node: Any, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
-        if node._raw_saved_query.unpack_hook is not None:
-            self._unseen(
-                f"{self._site}: entropy, max_prob, jacobian_norm, gain",
-                "its inputs are held by saved-tensor hooks (activation checkpointing or "
-                "offloading), where reading them would stop the backward pass",
-            )
-            return
-        p, arriving, leaving = fused_rows(node, grad_outputs[0])
+        if self._fused:
+            p, arriving, leaving = saved[0].rows(grad_outputs[0])
+            self._gain(arriving, leaving)
+        else:
+            p = saved[0].rows()
         self._add_state(p)
+
+    def _gain(self, arriving: Tensor | None, leaving: Tensor | None) -> None:
         if arriving is not None and leaving is not None:
             self._ledger.add(self._arriving, norm(arriving))
             self._ledger.add(self._leaving, norm(leaving))
@@ -98,15 +95,6 @@ class SoftmaxTap:
             self._ledger.add(slot, value)
 
 
-def plain_rows(node: Any) -> Tensor:
-    """Softmax result as rows (R, n), whichever dimension it was taken over."""
-    p = node._saved_result
-    dim = node._saved_dim
-    if dim >= 1 << 63:  # torch shows a negative dimension as unsigned
-        dim -= 1 << 64
-    return p.movedim(dim, -1).reshape(-1, p.shape[dim])
-
-
 def chosen_rows(rows: int, n: int) -> Tensor | None:
     """Which rows are measured; None for all of them."""
     if rows * n <= EXACT_ELEMENTS:
@@ -114,47 +102,86 @@ def chosen_rows(rows: int, n: int) -> Tensor | None:
     return some_rows(rows, max(MIN_ROWS, SAMPLE_ELEMENTS // n))
 
 
-def fused_rows(node: Any, g: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Rows of the softmax inside fused attention, made from what its node saved.
+class PlainResult(NamedTuple):
+    """Result p of a softmax over dimension `dim`."""
 
-    q (B, H, Q, D), k (B, H', K, D), v (B, H', K, E), g = ∂L/∂output (B, H, Q, E), where H' divides
-    H (grouped queries). For the chosen rows r = (b, h, i):
-    p_r = softmax(scale · q_r kᵀ + mask), dP_r = g_r vᵀ, dS_r = p_r ∘ (dP_r − ⟨dP_r, p_r⟩).
+    p: Tensor
+    dim: int
 
-    Returns:
-        p (R, K), dP (R, K) and dS (R, K); dP and dS are None without g.
-    """
-    q, k, v = node._saved_query, node._saved_key, node._saved_value
-    B, H, Q, D = q.shape
-    K = k.shape[2]
-    chosen = chosen_rows(B * H * Q, K)
-    r = torch.arange(B * H * Q) if chosen is None else chosen  # on the host: no waiting
-    b, h, i = r // (H * Q), r // Q % H, r % Q
-    kv = h // (H // k.shape[1])
-    pairs = _pairs(b * k.shape[1] + kv, k.shape[1], q.device)
-    b, h, i = b.to(q.device), h.to(q.device), i.to(q.device)
-    wide = torch.float64 if q.dtype is torch.float64 else torch.float32
-    scale = node._saved_scale
-    if scale is None:
-        scale = 1 / math.sqrt(D)
-    logits = _by_row(q[b, h, i].to(wide), k, pairs) * scale
-    mask = _mask(node)
-    if mask is not None:
-        row = mask.expand(B, H, Q, K)[b, h, i]
-        if row.dtype is torch.bool:
-            logits = logits.masked_fill(~row, -math.inf)
-        else:
-            logits = logits + row.to(wide)
-    if node._saved_is_causal:
-        hidden = torch.arange(K, device=q.device)[None, :] > i[:, None]
-        logits = logits.masked_fill(hidden, -math.inf)
-    # rows in which everything is masked carry nothing
-    p = torch.softmax(logits, -1).nan_to_num(0.0)
-    if g is None:
-        return p, None, None
-    dp = _by_row(g[b, h, i].to(wide), v, pairs)
-    ds = p * (dp - (dp * p).sum(-1, keepdim=True))
-    return p, dp, ds
+    @classmethod
+    def of(cls, node: Any) -> PlainResult:
+        dim = node._saved_dim
+        if dim >= 1 << 63:  # torch shows a negative dimension as unsigned
+            dim -= 1 << 64
+        return cls(node._saved_result.detach(), dim)
+
+    def rows(self) -> Tensor:
+        """Measured rows (R, n), whichever dimension the softmax was taken over."""
+        n = self.p.shape[self.dim]
+        rows = self.p.movedim(self.dim, -1).reshape(-1, n)
+        chosen = chosen_rows(rows.shape[0], n)
+        return rows if chosen is None else rows[chosen.to(rows.device)]
+
+
+class FusedInputs(NamedTuple):
+    """What fused attention saved: q (B, H, Q, D), k (B, H', K, D), v (B, H', K, E), where H'
+    divides H (grouped queries); mask broadcastable to (B, H, Q, K)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float
+
+    @classmethod
+    def of(cls, node: Any) -> FusedInputs:
+        q, k, v = (t.detach() for t in (node._saved_query, node._saved_key, node._saved_value))
+        scale = node._saved_scale
+        if scale is None:
+            scale = 1 / math.sqrt(q.shape[-1])
+        mask = _mask(node)
+        if mask is not None:
+            mask = mask.detach()
+        return cls(q, k, v, mask, node._saved_is_causal, scale)
+
+    def rows(self, g: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Measured rows of the softmax inside, with the gradients on either side of it.
+
+        For the chosen rows r = (b, h, i), with g (B, H, Q, E) = ∂L/∂output:
+        p_r = softmax(scale · q_r kᵀ + mask), dP_r = g_r vᵀ, dS_r = p_r ∘ (dP_r − ⟨dP_r, p_r⟩).
+
+        Returns:
+            p (R, K), dP (R, K) and dS (R, K); dP and dS are None without g.
+        """
+        q, k = self.q, self.k
+        B, H, Q, _ = q.shape
+        K = k.shape[2]
+        chosen = chosen_rows(B * H * Q, K)
+        r = torch.arange(B * H * Q) if chosen is None else chosen  # on the host: no waiting
+        b, h, i = r // (H * Q), r // Q % H, r % Q
+        kv = h // (H // k.shape[1])
+        pairs = _pairs(b * k.shape[1] + kv, k.shape[1], q.device)
+        b, h, i = b.to(q.device), h.to(q.device), i.to(q.device)
+        wide = torch.float64 if q.dtype is torch.float64 else torch.float32
+        logits = _by_row(q[b, h, i].to(wide), k, pairs) * self.scale
+        if self.mask is not None:
+            row = self.mask.expand(B, H, Q, K)[b, h, i]
+            if row.dtype is torch.bool:
+                logits = logits.masked_fill(~row, -math.inf)
+            else:
+                logits = logits + row.to(wide)
+        if self.causal:
+            hidden = torch.arange(K, device=q.device)[None, :] > i[:, None]
+            logits = logits.masked_fill(hidden, -math.inf)
+        # rows in which everything is masked carry nothing
+        p = torch.softmax(logits, -1).nan_to_num(0.0)
+        if g is None:
+            return p, None, None
+        dp = _by_row(g[b, h, i].to(wide), self.v, pairs)
+        dp = torch.where(p.any(-1, keepdim=True), dp, 0.0)
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True))
+        return p, dp, ds
 
 
 Pairs = list[tuple[int, int, Tensor]]

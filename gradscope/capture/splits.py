@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradscope.capture.backward_calls import ignore, listen
 from gradscope.capture.calls import Call, CallRecorder
 from gradscope.capture.naming import Names, Place, canonical
-from gradscope.capture.walk import tensors_in, walk
+from gradscope.capture.walk import walk
 from gradscope.cuts.untouched import untouched
 from gradscope.errors import GradscopeError, PathwayError
 from gradscope.paths import Crossing, find_softmaxes
@@ -125,10 +125,10 @@ class LossGraph:
 
 def _tensors(calls: Sequence[Call], index: dict[Any, int]) -> dict[Place, Tensor]:
     return {
-        (index[tensor.grad_fn], tensor.output_nr): tensor
+        (index[output.node], output.number): output.tensor
         for call in calls
-        for _, tensor in tensors_in(call.output)
-        if tensor.grad_fn in index
+        for output in call.outputs
+        if output.node in index and output.tensor is not None
     }
 
 

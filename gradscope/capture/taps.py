@@ -1,115 +1,154 @@
 """What runs inside the backward pass: hooks on autograd nodes, for one step's graph.
 
-A `NodeTap` belongs to one place in a plan and serves every step that has the same graph.
-Nothing here returns a value to autograd, so that no gradient can change.
+A `NodeTap` belongs to one place in a plan and serves every graph that has this structure,
+several at a time too: what belongs to one graph is held by the hooks on its nodes, and goes
+when it goes. Nothing here returns a value to autograd, so that no gradient can change.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.quantities.inner import inner
-from gradscope.capture.quantities.norm import norm
+from gradscope.capture.quantities.norm import WIDE_HIGH, WIDE_LOW, norm
 
 Gradients = tuple[Tensor | None, ...]
 Failed = Callable[[BaseException], None]
+EdgeSlots = tuple[int, int]  # of an edge's norm, and of its inner product with the sum
+Arrived = list[tuple[EdgeSlots, Tensor]]
+
+# Relative to the edges' norms: what is missing from their sum and is more than rounding.
+MISSING = 1e-5
+
+
+class Crossing(Protocol):
+    """Measures an operation as the gradient passes back through it."""
+
+    def saved(self, node: Any) -> list[Any]:
+        """What will be needed of the node's saved tensors, if anything; emptied after use."""
+        ...
+
+    def __call__(
+        self, saved: list[Any], grad_inputs: Gradients, grad_outputs: Gradients
+    ) -> None: ...
 
 
 class TensorTap:
-    """Measures the gradient of one tensor: at a module's output, or a fork.
+    """Measures the gradient of one tensor: at a module's output, or a fork."""
 
-    Args:
-        norm_slot: for ‖g‖.
-        excess_slot: for the number of elements beyond (or, negative, short of) `numel`.
-        nonfinite_slot: for the number of NaN and infinite elements, when there are any.
-        numel: of the tensor when the plan was made.
-    """
-
-    def __init__(
-        self, ledger: Ledger, norm_slot: int, excess_slot: int, nonfinite_slot: int, numel: int
-    ) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._norm_slot = norm_slot
-        self._excess_slot = excess_slot
-        self._nonfinite_slot = nonfinite_slot
-        self._numel = numel
+        self._names: list[tuple[int, int, int, int]] = []
         self.fork: ForkTap | None = None
 
-    def measure(self, g: Tensor) -> None:
+    def name(self, norm_slot: int, excess_slot: int, nonfinite_slot: int, numel: int) -> None:
+        """Record it under one more name.
+
+        Args:
+            norm_slot: for ‖g‖.
+            excess_slot: for the number of elements beyond (or, negative, short of) `numel`.
+            nonfinite_slot: for the number of NaN and infinite elements, when there are any.
+            numel: of the tensor when the name was first seen.
+        """
+        self._names.append((norm_slot, excess_slot, nonfinite_slot, numel))
+
+    def measure(self, g: Tensor, arrived: dict[ForkTap, Arrived]) -> None:
         ledger = self._ledger
         size = norm(g)
-        ledger.slots.append(self._norm_slot)
-        ledger.values.append(size)
-        if g.numel() != self._numel:  # batches and sequences vary
-            ledger.add(self._excess_slot, float(g.numel() - self._numel))
-        if isinstance(size, float) and not (size < float("inf")):  # NaN or inf
-            ledger.add(self._nonfinite_slot, float(g.numel() - int(torch.isfinite(g).sum())))
+        for norm_slot, excess_slot, nonfinite_slot, numel in self._names:
+            ledger.slots.append(norm_slot)
+            ledger.values.append(size)
+            if g.numel() != numel:  # batches and sequences vary
+                ledger.add(excess_slot, float(g.numel() - numel))
+            if isinstance(size, float) and not math.isfinite(size):
+                ledger.add(nonfinite_slot, float(g.numel() - int(torch.isfinite(g).sum())))
         if self.fork is not None:
-            self.fork.total(g, size)
+            self.fork.total(g, size, self.fork.gather(arrived))
 
 
 class ForkTap:
     """Gathers the gradients that a tensor's consumers send back, until their sum arrives.
 
     Args:
-        slots: (norm, inner product with the sum) of each edge, then those of what comes from
-            outside the model (a loss that uses the tensor directly).
-        escapes: whether the tensor is also handed out of the model.
+        outside: slots of what comes from outside the model (a loss that uses the tensor).
+        escapes: whether the tensor is handed out of the model.
+        shared: where the gradients of a leaf gather, to which several graphs lead.
     """
 
     def __init__(
-        self, ledger: Ledger, total_slot: int, slots: list[tuple[int, int]], escapes: bool
+        self,
+        ledger: Ledger,
+        total_slot: int,
+        outside: EdgeSlots,
+        escapes: bool,
+        shared: Arrived | None,
     ) -> None:
         self._ledger = ledger
         self._total_slot = total_slot
-        self._slots = slots
+        self._outside = outside
         self._escapes = escapes
-        self._arrived: list[tuple[int, Tensor]] = []
+        self._shared = shared
 
-    def edge(self, number: int, g: Tensor) -> None:
-        self._arrived.append((number, g))
+    def gather(self, arrived: dict[ForkTap, Arrived]) -> Arrived:
+        """What has arrived so far, in the graph whose hooks hold `arrived`."""
+        return arrived.setdefault(self, []) if self._shared is None else self._shared
 
-    def clear(self) -> None:
-        self._arrived.clear()
+    def forget(self) -> None:
+        """A new forward pass: what waits at a leaf came from a pass that broke off."""
+        if self._shared is not None:
+            self._shared.clear()
 
-    def total(self, g: Tensor, size: Any) -> None:
+    def total(self, g: Tensor, size: Any, gathered: Arrived) -> None:
         """The sum has arrived: measure every edge against it."""
-        arrived, self._arrived = self._arrived, []
-        if self._escapes and arrived:
-            rest = _rest(g, [e for _, e in arrived])
-            if rest is not None:
-                arrived.append((len(self._slots) - 1, rest))
-        if len(arrived) < 2:
+        parts = gathered.copy()
+        gathered.clear()
+        if not parts:
             return
-        ledger = self._ledger
-        ledger.add(self._total_slot, size)
-        for number, part in arrived:
-            norm_slot, inner_slot = self._slots[number]
-            part_size = norm(part)
-            hint = (
-                part_size * size
-                if isinstance(size, float) and isinstance(part_size, float)
-                else None
-            )
-            ledger.add(norm_slot, part_size)
-            ledger.add(inner_slot, inner(part, g, hint))
+        compared = self._escapes or len(parts) == 1
+        rest = _rest(g, parts) if compared else None
+        if rest is None and len(parts) == 1:
+            return
+        known, reach = 0.0, 0.0
+        for slots, part in parts:
+            part_size, product = self._edge(slots, part, g, size)
+            if isinstance(part_size, float) and isinstance(product, float):
+                known, reach = known + product, reach + part_size
+        if isinstance(size, float) and abs(size * size - known) > MISSING * size * reach:
+            # A loss may have got hold of it without its being handed out.
+            rest = rest if compared else _rest(g, parts)
+        if rest is not None:
+            self._edge(self._outside, rest, g, size)
+        self._ledger.add(self._total_slot, size)
+
+    def _edge(self, slots: EdgeSlots, part: Tensor, g: Tensor, size: Any) -> tuple[Any, Any]:
+        norm_slot, inner_slot = slots
+        part_size = norm(part)
+        self._ledger.add(norm_slot, part_size)
+        on_host = isinstance(size, float) and isinstance(part_size, float)
+        if on_host and (0 < size <= WIDE_LOW or WIDE_HIGH <= size < math.inf):
+            return part_size, None  # out of float64's range
+        product = inner(part, g, part_size * size if on_host else None)
+        self._ledger.add(inner_slot, product)
+        return part_size, product
 
 
-def _rest(g: Tensor, parts: list[Tensor]) -> Tensor | None:
+def _rest(g: Tensor, parts: Arrived) -> Tensor | None:
     """What the total holds beyond the known parts; None if nothing.
 
     Autograd adds gradients in the order of their arrival, and so does this: where nothing
     came from elsewhere the two sums are the same bit for bit.
     """
-    known = parts[0]
+    known = parts[0][1]
     if len(parts) == 1 and known is g:
         return None
-    for part in parts[1:]:
+    for _, part in parts[1:]:
         known = known + part
     rest = g - known
     if rest.is_cpu and not rest.any():
@@ -123,53 +162,53 @@ class NodeTap:
     def __init__(self, failed: Failed) -> None:
         self._failed = failed
         self.outputs: list[tuple[int, TensorTap]] = []  # forward outputs of the node
-        self.edges: list[tuple[int, ForkTap, int]] = []  # (input, fork, edge's number)
-        self.crossing: Callable[[Any, Gradients, Gradients], None] | None = None
-        self._node: Any = None
-        self._handles: list[Any] = []
+        self.edges: list[tuple[int, ForkTap, EdgeSlots]] = []  # input → edge of a fork
+        self.crossing: Crossing | None = None
 
-    def hang(self, node: Any) -> None:
-        """Register on a step's node."""
+    def hang(self, node: Any, arrived: dict[ForkTap, Arrived]) -> list[Any]:
+        """Register on a graph's node; handles to unregister it.
+
+        The hooks must not hold the node, which holds them: what they need of it is taken now.
+        """
+        handles = []
         if self.outputs:
-            self._handles.append(node.register_prehook(self._arriving))
+            handles.append(node.register_prehook(partial(self._arriving, arrived)))
         if self.edges or self.crossing is not None:
-            self._handles.append(node.register_hook(self._leaving))
-        if self.crossing is not None:
-            self._node = node
+            saved = [] if self.crossing is None else self.crossing.saved(node)
+            handles.append(node.register_hook(partial(self._leaving, arrived, saved)))
+        return handles
 
-    def release(self) -> None:
-        """Unregister, also from a graph that lives on."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._node = None
-        for _, fork, _ in self.edges:
-            fork.clear()
-
-    def _arriving(self, grad_outputs: Gradients) -> None:
+    def _arriving(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
         try:
             if torch.is_grad_enabled():  # create_graph=True
                 with torch.no_grad():
-                    self._measure_outputs(grad_outputs)
+                    self._measure_outputs(arrived, grad_outputs)
             else:
-                self._measure_outputs(grad_outputs)
+                self._measure_outputs(arrived, grad_outputs)
         except Exception as error:
             self._failed(error)
 
-    def _measure_outputs(self, grad_outputs: Gradients) -> None:
+    def _measure_outputs(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
         for number, tap in self.outputs:
             g = grad_outputs[number]
             if g is not None:
-                tap.measure(g)
+                tap.measure(g, arrived)
 
-    def _leaving(self, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+    def _leaving(
+        self,
+        arrived: dict[ForkTap, Arrived],
+        saved: list[Any],
+        grad_inputs: Gradients,
+        grad_outputs: Gradients,
+    ) -> None:
         try:
-            for number, fork, edge in self.edges:
+            for number, fork, slots in self.edges:
                 g = grad_inputs[number]
                 if g is not None:
-                    fork.edge(edge, g)
+                    fork.gather(arrived).append((slots, g))
             if self.crossing is not None:
                 with torch.no_grad():
-                    self.crossing(self._node, grad_inputs, grad_outputs)
+                    self.crossing(saved, grad_inputs, grad_outputs)
+                saved.clear()
         except Exception as error:
             self._failed(error)

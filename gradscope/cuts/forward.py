@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gradscope.capture.calls import Call
+from gradscope.capture.calls import Call, Output
 from gradscope.capture.naming import INPUT, OUTPUT, Names, Place
-from gradscope.capture.walk import Graph, tensors_in, walk
+from gradscope.capture.walk import Graph, walk
 from gradscope.cuts.tensors import TensorGraph, shape_at, tensor_graph
 from gradscope.cuts.watch import Watch
 from gradscope.errors import GradscopeError
@@ -76,9 +76,7 @@ def observe(model: nn.Module, closure: Callable[[], Any], batch_size: int | None
 
 
 def _graph_of(calls: list[Call]) -> Graph:
-    return walk(
-        t.grad_fn for call in calls for _, t in tensors_in(call.output) if t.grad_fn is not None
-    )
+    return walk(output.node for call in calls for output in call.outputs if output.node is not None)
 
 
 def _sources(graph: Graph, found: dict[tuple[Any, int], str], batch_size: int) -> dict[Place, str]:
@@ -133,10 +131,9 @@ def _outputs(tensors: TensorGraph, calls: list[Call]) -> list[int]:
     groups = []
     for call in calls:
         if call.depth == 0:
-            returned = [t for _, t in tensors_in(call.output)]
             # A model that returns its loss too returns it as a number.
-            whole = [t for t in returned if t.dim()] or returned
-            groups.append([i for t in whole if (i := _tensor(tensors, t)) is not None])
+            whole = [output for output in call.outputs if output.shape] or call.outputs
+            groups.append([i for output in whole if (i := _tensor(tensors, output)) is not None])
     origins = tensors.origins(groups)
     found: dict[int, None] = {}
     later = 0  # bit i: a call after this one went on from call i
@@ -158,9 +155,9 @@ def _returned(
         name = f"{path}#{seen[path]}" if seen[path] else path
         seen[path] += 1
         fields = [
-            (field, at)
-            for field, t in tensors_in(call.output)
-            if (at := _tensor(tensors, t)) is not None
+            (output.field, at)
+            for output in call.outputs
+            if (at := _tensor(tensors, output)) is not None
         ]
         found[name] = list(dict.fromkeys(at for _, at in fields))
         for field, at in fields:
@@ -169,6 +166,6 @@ def _returned(
     return found
 
 
-def _tensor(tensors: TensorGraph, tensor: Tensor) -> int | None:
-    node = tensors.graph.index.get(tensor.grad_fn)
-    return None if node is None else tensors.at.get((node, tensor.output_nr))
+def _tensor(tensors: TensorGraph, output: Output) -> int | None:
+    node = tensors.graph.index.get(output.node)
+    return None if node is None else tensors.at.get((node, output.number))
