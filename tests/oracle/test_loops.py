@@ -211,10 +211,13 @@ def test_two_forward_passes_and_one_backward():
         optimizer.zero_grad()
 
 
-def numbers(run):
-    """All that a run measured of gradients, by (step, kind, site, edge, metric)."""
+def numbers(run, parameters):
+    """All that a run measured of activations, by (step, kind, site, edge, metric).
+
+    Without the forks of parameters: one gradient arrives there for both passes at once.
+    """
     table = run.frame()
-    table = table[table["kind"] != "scalar"]
+    table = table[(table["kind"] != "scalar") & ~table["site"].isin(parameters)]
     return table.set_index(["step", "kind", "site", "edge", "metric"])["value"].to_dict()
 
 
@@ -241,7 +244,12 @@ def test_one_backward_through_two_passes_equals_two_backwards(name, order):
 
     one, two = record(model, together), record(twin, apart)
     assert one.meta["errors"] == []
-    assert numbers(one) == pytest.approx(numbers(two), rel=2e-4, abs=1e-6)
+    names = dict(model.named_parameters())
+    assert numbers(one, names) == pytest.approx(numbers(two, names), rel=2e-4, abs=1e-6)
+    projections = one.frame("fork", "projection").groupby("site")["value"].sum()
+    assert projections.to_list() == pytest.approx([1] * len(projections), abs=1e-4)
+    of_parameters = {n: norm(p.grad) for n, p in model.named_parameters()}
+    assert values(one, "parameter", "grad_norm") == pytest.approx(of_parameters, rel=1e-5)
 
 
 def evaluate(model):
