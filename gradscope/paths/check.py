@@ -38,6 +38,8 @@ def check_sum(
     given = reference is not None
     if reference is None:
         reference, _ = backward.run(backward.start, native=True)
+    if len(reference) != len(parts):
+        raise PathwayError(f"there are {len(reference)} reference gradients, {len(parts)} targets")
     residuals = _residuals(parts, reference)
     for i, residual in enumerate(residuals):
         if math.isnan(residual):

@@ -50,9 +50,15 @@ def find_softmaxes(
     Raises:
         PathwayError: for an operation that by its name holds a softmax and is not known here.
     """
-    extra = extra or {}
+    if loss.grad_fn is None:
+        raise PathwayError("the loss has no graph: it was not computed from parameters")
+    return softmaxes_among(execution_order(loss.grad_fn), extra or {})
+
+
+def softmaxes_among(nodes: Sequence[Node], extra: Mapping[str, Sequence[int]]) -> list[Crossing]:
+    """`find_softmaxes` in a graph that has been walked already."""
     found = []
-    for node in execution_order(loss.grad_fn):
+    for node in nodes:
         name = node.name()
         if name in extra:
             found.append(Crossing(node, tuple(extra[name])))
@@ -73,7 +79,10 @@ def crossing(node: Node) -> Crossing:
     return Crossing(node, tuple(i for i in range(len(node.next_functions)) if i != stays_out))
 
 
-def crossings(places: Iterable[Crossing | Node]) -> dict[Node, tuple[int, ...]]:
+def crossings(places: Iterable[Crossing | Node]) -> dict[Node, set[int]]:
     """By node, the edges that cross, of crossings or of whole nodes."""
-    given = [p if isinstance(p, Crossing) else crossing(p) for p in places]
-    return {p.node: p.edges for p in given}
+    edges: dict[Node, set[int]] = {}
+    for place in places:
+        known = place if isinstance(place, Crossing) else crossing(place)
+        edges.setdefault(known.node, set()).update(known.edges)
+    return edges

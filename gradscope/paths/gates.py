@@ -69,9 +69,7 @@ def _departures(
 
     Gradient comes to a tensor by the edges of all operations that consumed it.
     """
-    aside: dict[Node, set[int]] = {}
-    for node, edges in crossings(g for g in gates if not isinstance(g, Tensor)).items():
-        aside.setdefault(node, set()).update(edges)
+    aside = crossings(g for g in gates if not isinstance(g, Tensor))
     tensors = {i: _place(i, g) for i, g in enumerate(gates) if isinstance(g, Tensor)}
     places = set(tensors.values())
     reached = set()

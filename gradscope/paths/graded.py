@@ -18,7 +18,7 @@ from torch import Tensor
 from gradscope.errors import PathwayError
 from gradscope.paths.backward import Backward, Node, stack_parts
 from gradscope.paths.check import check_sum
-from gradscope.paths.crossings import Crossing, crossings, find_softmaxes
+from gradscope.paths.crossings import Crossing, crossings, softmaxes_among
 from gradscope.paths.sizes import norms, projections
 
 
@@ -82,7 +82,7 @@ def graded_gradients(
     if max_order < 0:
         raise PathwayError(f"max_order is the last order kept, at least 0; it is {max_order}")
     backward = Backward(loss, targets)
-    cross = crossings(find_softmaxes(loss) if softmaxes is None else softmaxes)
+    cross = _crossings(backward, softmaxes)
     by_order = []
     arriving = backward.start
     for order in range(max_order + 1):
@@ -117,7 +117,7 @@ def mean_crossings(
         PathwayError: as `graded_gradients`.
     """
     backward = Backward(loss, targets)
-    cross = crossings(find_softmaxes(loss) if softmaxes is None else softmaxes)
+    cross = _crossings(backward, softmaxes)
     total, crossed = backward.run(backward.start, cross, go_on=True)
     slope, _ = backward.run(crossed)
     parts = stack_parts(backward.targets, [total])
@@ -127,3 +127,9 @@ def mean_crossings(
         for s, g in zip(stack_parts(backward.targets, [slope]), parts, strict=True)
     ]
     return torch.stack(means)
+
+
+def _crossings(
+    backward: Backward, softmaxes: Sequence[Crossing | Node] | None
+) -> dict[Node, set[int]]:
+    return crossings(softmaxes_among(backward.nodes, {}) if softmaxes is None else softmaxes)

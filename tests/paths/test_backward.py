@@ -274,12 +274,17 @@ def reentrant(x):
     return checkpoint(torch.tanh, x, use_reentrant=True)
 
 
-def scripted(x):
-    function = torch.jit.trace(lambda y: (y.exp() * y).softmax(-1), torch.ones(4))
-    with torch.jit.optimized_execution(True):
-        for _ in range(3):
-            out = function(x)
-    return out
+def fake(name):
+    """A stand-in for a node that needs a GPU or several processes."""
+
+    def hide(x):
+        methods = {
+            "forward": staticmethod(lambda ctx, x: x.clone()),
+            "backward": staticmethod(lambda ctx, g: g),
+        }
+        return type(name, (torch.autograd.Function,), methods).apply(x)
+
+    return hide
 
 
 def compiled(x):
@@ -288,8 +293,13 @@ def compiled(x):
 
 @pytest.mark.parametrize(
     ("hide", "message"),
-    [(reentrant, "use_reentrant=False"), (compiled, "force_eager")],
-    ids=["reentrant checkpoint", "compiled"],
+    [
+        (reentrant, "use_reentrant=False"),
+        (compiled, "force_eager"),
+        (fake("RegisterPostBackwardFunction"), "unsharded copy"),
+        (fake("Graphed"), "CUDA graph"),
+    ],
+    ids=["reentrant checkpoint", "compiled", "fully_shard", "CUDA graph"],
 )
 def test_what_hides_its_inside_is_named(hide, message):
     x = leaf(4, dtype=torch.float32)

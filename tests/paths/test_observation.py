@@ -187,8 +187,19 @@ def test_a_softmax_so_peaked_that_the_kernel_returns_noise_is_still_split():
     # A wrong reference is noticed even so.
     x = logits.clone().requires_grad_()
     loss = (torch.softmax(x, 0) * value).sum()
-    with pytest.raises(PathwayError, match="reference"):
+    with pytest.raises(PathwayError, match="reference for target 0"):
         graded_gradients(loss, [x], reference=[torch.ones(4)])
+
+
+def test_one_reference_for_each_target():
+    x = torch.randn(4, requires_grad=True)
+    with pytest.raises(PathwayError, match="0 reference gradients, 1 targets"):
+        graded_gradients(x.sum(), [x], reference=[])
+
+
+def test_softmaxes_of_nothing():
+    with pytest.raises(PathwayError, match="no graph"):
+        find_softmaxes(torch.ones(()))
 
 
 def test_an_unknown_attention_kernel_is_named_with_the_way_out():

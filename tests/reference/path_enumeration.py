@@ -179,7 +179,8 @@ def _contributions(
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
     values = _values(program, noise, seed)
     jacobians = [
-        _jacobians(op, [values[i] for i in op.inputs], program.weights) for op in program.ops
+        _jacobians(op, [values[i] for i in op.inputs], program.weights, output)
+        for op, output in zip(program.ops, values[1:], strict=True)
     ]
     readout = program.readout.double()
     if absolute:
@@ -204,7 +205,9 @@ def _values(program: Program, noise: float = 0.0, seed: int = 0) -> list[Tensor]
     return values
 
 
-def _jacobians(op: Op, arguments: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+def _jacobians(
+    op: Op, arguments: list[Tensor], weights: list[Tensor], output: Tensor
+) -> list[Tensor]:
     """∂ output / ∂ argument, (n, n) each."""
     x = arguments[0]
     one = torch.eye(len(x), dtype=torch.float64)
@@ -212,7 +215,9 @@ def _jacobians(op: Op, arguments: list[Tensor], weights: list[Tensor]) -> list[T
         case "linear":
             return [op.scale * weights[op.weight].double()]
         case "tanh":
-            return [torch.diag(1 - torch.tanh(x) ** 2)]
+            # 1 − output², which is all that the graph knows: an error in it shows.
+            error = (torch.tanh(x) - output) * (torch.tanh(x) + output)
+            return [torch.diag(1 / torch.cosh(x) ** 2 + error)]
         case "softmax":
             return [_softmax_jacobian(torch.softmax(x, 0))]
         case "add":
