@@ -128,7 +128,7 @@ def _severity(
     if ends is not None:
         if spell.ongoing and ends[0] < STARVED * ends[1]:
             return "critical"
-        lasting = spell.ongoing and spell.share >= MOST
+        lasting = spell.share >= MOST
         return "info" if _hidden(ends) and learned and not lasting else "warning"
     return "critical" if decades >= HOPELESS and spell.ongoing and not learned else "warning"
 
