@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from gradscope.attention_nodes import FUSED_ATTENTION
 from gradscope.capture.calls import Call
 from gradscope.capture.walk import Graph, operation
 
@@ -20,6 +21,8 @@ VIEWS = frozenset(
     "view unsafeview reshapealias t transpose permute expand unsqueeze squeeze select slice "
     "split splitwithsizes unbind chunk clone tocopy alias movedim contiguous".split()
 )
+
+SDPA_INPUTS = ("query", "key", "value", "mask")
 
 Place = tuple[int, int]  # (node's index in the graph, which of its outputs)
 
@@ -85,19 +88,23 @@ class Names:
 
     def edges(self, consumers: list[Place], all_consumers: dict[Place, list[Place]]) -> list[str]:
         """Names of a fork's edges: what reads the tensor, seen through views."""
-        names = [self._reader(node, all_consumers) for node, _ in consumers]
+        names = [self._reader(reader, all_consumers) for reader in consumers]
         return _numbered(names)
 
-    def _reader(self, node: int, consumers: dict[Place, list[Place]]) -> str:
-        at = node
+    def _reader(self, reader: Place, consumers: dict[Place, list[Place]]) -> str:
+        at, position = node, _ = reader
         for _ in range(8):  # a chain of views longer than that says nothing anyway
             if operation(self.graph.nodes[at]) not in VIEWS:
                 break
             following = consumers.get((at, 0), [])
             if len(following) != 1:
                 break
-            at = following[0][0]
-        return self.op(at) or self.op(node) or _join("", operation(self.graph.nodes[node]))
+            at, position = following[0]
+        name = self.op(at)
+        if name is None:
+            return self.op(node) or _join("", operation(self.graph.nodes[node]))
+        fused = self.graph.nodes[at].name() in FUSED_ATTENTION
+        return f"{name}.{SDPA_INPUTS[position]}" if fused else name
 
     def _outputs(self) -> list[Named]:
         found = []

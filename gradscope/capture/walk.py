@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gradscope.attention_nodes import FUSED_ATTENTION
+
 Node = Any  # torch.autograd.graph.Node; its attributes depend on the operation
 
 # Nodes whose inside autograd does not show, and what the report says of them.
@@ -93,7 +95,9 @@ def walk(roots: Iterable[Node]) -> Graph:
 
 
 def operation(node: Node) -> str:
-    """Short name of the forward operation: "AddmmBackward0" → "addmm"."""
+    """Short name of the forward operation: "AddmmBackward0" → "addmm", fused attention "sdpa"."""
+    if node.name() in FUSED_ATTENTION:
+        return "sdpa"  # whichever kernel
     name = node.name().rsplit("::", 1)[-1]
     return name.split("Backward")[0].lower() or name.lower()
 

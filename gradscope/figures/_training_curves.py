@@ -102,12 +102,13 @@ def panels_of(scalars: Iterable[str]) -> list[str]:
 
 
 def _worth_drawing(g: Grid) -> list[str]:
-    """Names of the scalars, without those that are settings rather than curves."""
+    """Names of the scalars, without settings and timings, which are no learning curves."""
     columns = ((name, *g.column(j)) for j, name in enumerate(g.names))
     return [
         name
         for name, _, values in columns
-        if len(values) == 1 or len(np.unique(values)) > 1 or "loss" in name or "acc" in name
+        if name != "step_seconds"
+        and (len(values) == 1 or len(np.unique(values)) > 1 or "loss" in name or "acc" in name)
     ]
 
 
