@@ -18,6 +18,7 @@ import torch
 from gradscope.run import Block, Column, Site
 
 Samples = list[Any]  # float or 0-d tensor
+SCALE = 0  # the slot of the loss's scale
 
 
 class Read(dict[int, np.ndarray]):
@@ -55,7 +56,8 @@ class Ledger:
     """Slots, emitters, and the samples since the last flush."""
 
     def __init__(self) -> None:
-        self._modes: list[str] = []
+        self._modes: list[str] = ["last"]  # SCALE's
+        self._powers: list[int] = [0]
         self._slots: dict[tuple[str, ...], int] = {}
         self._emitters: list[Emitter] = []
         self._emitter_keys: dict[object, Any] = {}
@@ -69,21 +71,25 @@ class Ledger:
         self._once: list[tuple[int, Column, float]] = []
         self.slots: list[int] = []  # of the step being recorded: hooks append here …
         self.values: Samples = []  # … and here
+        self.scale: Any = None  # of the loss in this step, by a gradient scaler
         self.waiting = 0  # samples held since the last drain
 
     # -- while planning ----------------------------------------------------------------
 
-    def slot(self, *key: str, mode: str = "rss") -> int:
+    def slot(self, *key: str, mode: str = "rss", power: int = 0) -> int:
         """Number of the slot with this key.
 
         Args:
             mode: how samples of one step combine: "rss" (root-sum-square), "sum", "mean"
                 or "last".
+            power: with which a scale of the loss is in the samples: 1 for a norm of
+                gradients of the backward pass, 2 for an inner product of two.
         """
         found = self._slots.get(key)
         if found is None:
             found = self._slots[key] = len(self._modes)
             self._modes.append(mode)
+            self._powers.append(power)
         return found
 
     def emitter(self, emitter: Emitter, slots: Iterable[int]) -> None:
@@ -100,9 +106,9 @@ class Ledger:
             self.emitter(emitter, slots)
         return self._emitter_keys[key]
 
-    def plain(self, column: Column, mode: str = "rss") -> int:
+    def plain(self, column: Column, mode: str = "rss", power: int = 0) -> int:
         """A slot that is a column as it stands."""
-        slot = self.slot("plain", *map(str, column), mode=mode)
+        slot = self.slot("plain", *map(str, column), mode=mode, power=power)
         self.emitter_once(column, Plain(slot, column), [slot])
         return slot
 
@@ -131,13 +137,15 @@ class Ledger:
     def end_step(self, step: int) -> None:
         """Close the step. Samples on an accelerator leave it in one copy, begun here."""
         if self.slots:
+            if self.scale is not None:
+                self.add(SCALE, self.scale)
             self._pending.append((step, self.slots, _start_copy(self.values)))
             self.waiting += len(self.slots)
-        self.slots, self.values = [], []
+        self.forget_step()
 
     def forget_step(self) -> None:
         """Drop the samples of a step that came to nothing."""
-        self.slots, self.values = [], []
+        self.slots, self.values, self.scale = [], [], None
 
     # -- flush -------------------------------------------------------------------------
 
@@ -189,6 +197,10 @@ class Ledger:
                 read[slot] = samples.mean(axis=1)
             else:
                 read[slot] = samples[:, -1]
+        if SCALE in read:
+            for slot in where:
+                if self._powers[slot]:
+                    read[slot] = read[slot] / read[SCALE] ** self._powers[slot]
         return read
 
     def _drain_scalars(self) -> Block | None:

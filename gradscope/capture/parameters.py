@@ -47,14 +47,14 @@ class Parameters:
         self._groups: list[list[Reading]] = []
         self._thaw()
 
-    def gradients(self) -> None:
-        """Read the gradients now in `.grad`."""
+    def gradients(self, scale: Any = None) -> None:
+        """Read the gradients now in `.grad`, which the optimizer will divide by `scale`."""
         if any(p.requires_grad for _, p in self._frozen.values()):
             self._thaw()
         found = [(s, g) for p, s in self._readings if (g := p.grad) is not None]
         sizes = norms([g for _, g in found])
         self._ledger.slots.extend([s[0] for s, _ in found])
-        self._ledger.values.extend(sizes)
+        self._ledger.values.extend(sizes if scale is None else [s / scale for s in sizes])
         for (slots, g), size in zip(found, sizes, strict=True):
             if isinstance(size, float) and not math.isfinite(size):
                 g = g.coalesce().values() if g.is_sparse else g

@@ -193,4 +193,5 @@ def _declare(ledger: Ledger, target: Target, kind: str) -> None:
 
 
 def _add(ledger: Ledger, site: str, kind: str, edge: str, metric: str, value: float) -> None:
-    ledger.add(ledger.plain(Column(site, kind, edge, metric), mode="last"), value)
+    power = 1 if metric == "grad_norm" else 0
+    ledger.add(ledger.plain(Column(site, kind, edge, metric), mode="last", power=power), value)

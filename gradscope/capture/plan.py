@@ -214,7 +214,7 @@ class _Builder:
 
     def _tensor_tap(self, kind: str, name: str, place: Place) -> TensorTap:
         ledger = self.ledger
-        norm = ledger.slot("norm", kind, name)
+        norm = ledger.slot("norm", kind, name, power=1)
         excess = ledger.slot("excess", kind, name, mode="sum")
         nonfinite = ledger.plain(Column(name, kind, "", "nonfinite"), mode="sum")
         numel = ledger.sites[(kind, name)].numel  # as first declared
@@ -236,7 +236,7 @@ class _Builder:
         escapes: bool,
     ) -> None:
         ledger = self.ledger
-        total = ledger.slot("fork total", name)
+        total = ledger.slot("fork total", name, power=1)
         fork = ledger.emitter_once(total, _Fork(name, total, {}, []), [total])
         outside = fork.edge(ledger, OUTSIDE)
         shape = _shape(self.graph.nodes[place[0]], place[1])
@@ -306,8 +306,8 @@ class _Fork:
         """Slots of an edge: of its norm, and of its inner product with the sum."""
         if edge not in self.edges:
             self.edges[edge] = (
-                ledger.slot("fork norm", self.name, edge),
-                ledger.slot("fork inner", self.name, edge, mode="sum"),
+                ledger.slot("fork norm", self.name, edge, power=1),
+                ledger.slot("fork inner", self.name, edge, mode="sum", power=2),
             )
         return self.edges[edge]
 

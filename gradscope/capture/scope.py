@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscope.capture import loss_scale
 from gradscope.capture.calls import Call, CallRecorder
 from gradscope.capture.describe import describe
 from gradscope.capture.ledger import Ledger
@@ -156,7 +157,9 @@ class Scope:
         self._ranks: list[Ranks] = []
         self._at_exit = _close_at_exit(self)
         self._recording = True
+        self._asked_at = -1  # step at which a gradient scaler was last asked for one
         self._calls.arm()
+        loss_scale.listen(self)
 
     # -- what users call ---------------------------------------------------------------
 
@@ -376,7 +379,8 @@ class Scope:
                 # A closure makes the gradients inside step(): they are read afterwards.
                 self._with_closure = any(map(callable, (*args[1:], *kwargs.values())))
                 if not self._with_closure:
-                    self._parameters.gradients()
+                    # Set where a fused optimizer divides by the scale itself.
+                    self._parameters.gradients(getattr(optimizer, "grad_scale", None))
                 self._parameters.before_update(self._recorded)
         except Exception as error:
             self._fail(error)
@@ -396,6 +400,20 @@ class Scope:
         self._step_began = now
         self._step += 1
         if not self._closed:
+            self._begin_step()
+
+    def scaler_steps(self, optimizer: torch.optim.Optimizer, scale: torch.Tensor) -> None:
+        """A `torch.amp.GradScaler` will have the optimizer step."""
+        if optimizer in self._optimizers:
+            self._ledger.scale = scale.item() if scale.is_cpu else scale
+            self._asked_at = self._step
+
+    def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients that overflowed are thrown away, and so is what was recorded of them."""
+        skipped = self._step == self._asked_at
+        if self._calls.armed and skipped and optimizer is self._optimizers[-1]:
+            self._release_graph()
+            self._ledger.forget_step()
             self._begin_step()
 
     def _begin_step(self) -> None:
@@ -475,6 +493,7 @@ class Scope:
             handle.remove()
         self._optimizer_handles = []
         self._optimizers = []
+        loss_scale.ignore(self)
         atexit.unregister(self._at_exit)
         self._parameters.free()
         if os.getpid() != self._process:  # a forked worker: the file is its parent's
