@@ -281,6 +281,43 @@ def test_any_set_of_readers(which, outside):
         assert_fork(fork_at(run, "a"), expected)
 
 
+class Varying(nn.Module):
+    """Other modules read the tensor in other steps; in some of them, only one does."""
+
+    READERS = ("bc", "bd", "b", "cd", "bc")
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(3, 3) for _ in range(4))
+
+    def forward(self, x, step):
+        y = self.a(x)
+        return sum(getattr(self, name)(y).tanh() for name in self.READERS[step])
+
+
+def test_readers_that_vary_from_step_to_step():
+    torch.manual_seed(0)
+    model = Varying()
+    twin = copy.deepcopy(model)
+    steps = len(Varying.READERS)
+
+    def loss_of(m, step):
+        return weighted(m(data(step, 4, 3), step))
+
+    run = record(model, lambda o: train_steps(model, loss_of, o, steps))
+    assert_invariants(run)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
+    for step, readers in enumerate(Varying.READERS):
+        terms = fork_terms(twin, lambda s=step: loss_of(twin, s), site="a")
+        assert terms.keys() == set(readers)
+        if len(readers) > 1:
+            assert_fork(fork_at(run, "a", step), fork_values(terms))
+        else:
+            assert "a" not in set(run.frame("fork").query(f"step == {step}")["site"])
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def test_micro_batches_add_up():
     """Over the micro-batches of a step a fork is the fork of all their gradients at once."""
     case = CASES["transformer encoder"]

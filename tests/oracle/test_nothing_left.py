@@ -55,6 +55,7 @@ def hooks_of(model, *optimizers):
         found[i, "step"] = optimizer.step.__func__
     found["class"] = torch_optimizer.Optimizer.__dict__.get("step")
     found["call"] = nn.Module.__call__, nn.Module._call_impl, torch.Tensor.backward
+    found["functions"] = torch.autograd.backward, torch.autograd.grad, torch.amp.GradScaler.step
     found["saved tensor hooks"] = torch._C._autograd._top_saved_tensors_default_hooks(True)
     found["modes"] = torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
     return found
