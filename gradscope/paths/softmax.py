@@ -4,7 +4,8 @@ Jᵀg = p ∘ (g − ⟨p, g⟩) for a row p. Near one-hot, g_i − ⟨p, g⟩ a
 difference of two nearly equal numbers: PyTorch's kernels lose one digit for each decade of
 1 − max p there, and in float32 nothing is left when max p = 1 − 1e-7. But Jᵀ takes constants to
 zero, so g may be shifted: with g = 0 at the maximum of p, only small terms are left to add.
-For the same reason values that all queries see may be shifted by their mean.
+For the same reason, keys and values count relative to their means: nearly equal tokens, as in
+a deep transformer, keep their digits too.
 """
 
 from __future__ import annotations
@@ -76,12 +77,16 @@ def attention_backward(node: Any, g: Tensor) -> tuple[Tensor | None, ...] | None
         p = p.nan_to_num(0.0)  # rows in which everything is masked
         if not torch.allclose(p @ values, outputs, rtol=0, atol=tolerance):
             return None
-        spread = values - values.mean(-2, keepdim=True)
-        ds = jacobian_product(p, gradients @ spread.mT, -1) * scale
-        dq[b, :, rows] = (ds @ keys).flatten(1, 2)
+        # Rows of ds sum to zero, and Jᵀ takes constants there: only differences matter.
+        ds = jacobian_product(p, gradients @ _centred(values).mT, -1) * scale
+        dq[b, :, rows] = (ds @ _centred(keys)).flatten(1, 2)
         dk[b] += (ds.mT @ queries).sum(2)
         dv[b] += (p.mT @ gradients).sum(2)
     return dq, dk, dv, *(None for _ in others)
+
+
+def _centred(tokens: Tensor) -> Tensor:
+    return tokens - tokens.mean(-2, keepdim=True)
 
 
 def _blocks(B: int, Q: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -49,9 +49,8 @@ def test_every_order_is_the_sum_over_its_paths(program, data):
     value = data.draw(st.integers(0, len(program.ops)), label="target")
     expected = reference.graded(program, value, ORDERS)
     # Where an order is the small rest of large terms that cancel, there is no right answer.
-    growth = reference.conditioning(program, value, ORDERS)
     for dtype, rtol in [(torch.float64, 1e-8), (torch.float32, 1e-4)]:
-        if growth * torch.finfo(dtype).eps > rtol / 10:
+        if reference.rounding(program, value, ORDERS, torch.finfo(dtype).eps) > rtol / 20:
             continue
         graph = reference.run(program, dtype)
         graded = graded_gradients(graph.loss, [graph.values[value]])

@@ -150,18 +150,17 @@ def crossed(ops: list[Op], path: list[tuple[int, int]]) -> int:
     return sum(argument in CROSSING.get(ops[op].kind, ()) for op, argument in path)
 
 
-def conditioning(program: Program, value: int, orders: int) -> float:
-    """By how much rounding grows, at most, relative to an order's own size.
+def rounding(program: Program, value: int, orders: int, epsilon: float) -> float:
+    """The error that rounding can leave in an order, relative to its own size; the largest.
 
     An error in the forward pass moves the Jacobians. An error in the backward pass remains
     where large terms cancel: those of several paths, or those in one Jacobian's sum.
     """
     exact = graded(program, value, orders)
-    noise = 1e-9
     forward = torch.stack(
-        [(graded(program, value, orders, noise, seed) - exact).norm(dim=1) for seed in range(8)]
+        [(graded(program, value, orders, epsilon, seed) - exact).norm(dim=1) for seed in range(8)]
     ).amax(0)
-    errors = torch.maximum(forward / noise, magnitudes(program, value, orders).norm(dim=1))
+    errors = torch.maximum(forward, epsilon * magnitudes(program, value, orders).norm(dim=1))
     sizes = exact.norm(dim=1)
     return max((errors / sizes)[sizes > 0].tolist(), default=0.0)
 
@@ -179,13 +178,11 @@ def _contributions(
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
     values = _values(program, noise, seed)
     jacobians = [
-        _jacobians(op, [values[i] for i in op.inputs], program.weights, output)
+        _jacobians(op, [values[i] for i in op.inputs], program.weights, output, absolute)
         for op, output in zip(program.ops, values[1:], strict=True)
     ]
     readout = program.readout.double()
-    if absolute:
-        readout = readout.abs()
-        jacobians = [[j.abs() for j in of_op] for of_op in jacobians]
+    readout = readout.abs() if absolute else readout
     for path in paths(program.ops, len(program.ops), value):
         gradient = readout
         for op, argument in path:
@@ -206,9 +203,18 @@ def _values(program: Program, noise: float = 0.0, seed: int = 0) -> list[Tensor]
 
 
 def _jacobians(
+    op: Op, arguments: list[Tensor], weights: list[Tensor], output: Tensor, absolute: bool
+) -> list[Tensor]:
+    """∂ output / ∂ argument, (n, n) each; with absolute values in every sum, if asked for."""
+    if op.kind in ("fused", "unfused"):
+        return _attention_jacobians(*(a.view(-1, D) for a in arguments), absolute)
+    exact = _plain_jacobians(op, arguments, weights, output)
+    return [j.abs() for j in exact] if absolute else exact
+
+
+def _plain_jacobians(
     op: Op, arguments: list[Tensor], weights: list[Tensor], output: Tensor
 ) -> list[Tensor]:
-    """∂ output / ∂ argument, (n, n) each."""
     x = arguments[0]
     one = torch.eye(len(x), dtype=torch.float64)
     match op.kind:
@@ -224,7 +230,7 @@ def _jacobians(
             return [one, one]
         case "mul":
             return [torch.diag(arguments[1]), torch.diag(x)]
-    return _attention_jacobians(*(a.view(-1, D) for a in arguments))
+    raise ValueError(op.kind)
 
 
 def _softmax_jacobian(p: Tensor) -> Tensor:
@@ -233,20 +239,24 @@ def _softmax_jacobian(p: Tensor) -> Tensor:
     return jacobian - torch.diag(jacobian.sum(1))
 
 
-def _attention_jacobians(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+def _attention_jacobians(q: Tensor, k: Tensor, v: Tensor, absolute: bool) -> list[Tensor]:
     """o_ia = Σ_j p_ij v_ja with p_i = softmax_j(s_ij), s_ij = q_i · k_j / √d.
 
     ∂o_ia/∂s_ij = p_ij Σ_l p_il (v_ja − v_la), ∂s_ij/∂q_ic = k_jc / √d, ∂s_ij/∂k_jc = q_ic / √d.
+    As ∂o_ia/∂s_ij sums to zero over j, the mean of the keys may be left out.
     """
     T = len(q)
     p = torch.softmax(q @ k.T / math.sqrt(D), 1)
+    keys = k.abs() if absolute else k - k.mean(0)
+    queries = q.abs() if absolute else q
     to_q, to_k, to_v = (torch.zeros(T, D, T, D, dtype=torch.float64) for _ in range(3))
     for i in range(T):
         for a in range(D):
             for j in range(T):
                 to_v[i, a, j, a] = p[i, j]
-                by_logit = p[i, j] * (p[i] @ (v[j, a] - v[:, a])) / math.sqrt(D)
+                apart = v[j, a].abs() + v[:, a].abs() if absolute else v[j, a] - v[:, a]
+                by_logit = p[i, j] * (p[i] @ apart) / math.sqrt(D)
                 for c in range(D):
-                    to_q[i, a, i, c] += by_logit * k[j, c]
-                    to_k[i, a, j, c] += by_logit * q[i, c]
+                    to_q[i, a, i, c] += by_logit * keys[j, c]
+                    to_k[i, a, j, c] += by_logit * queries[i, c]
     return [m.reshape(T * D, T * D) for m in (to_q, to_k, to_v)]
