@@ -298,7 +298,7 @@ def _in_a_graph_task(work: Callable[[], T]) -> T:
     """
     done: list[T] = []
     with torch.enable_grad():
-        trigger = torch.zeros((), requires_grad=True).clone()
+        trigger = torch.zeros((), requires_grad=True, device="cpu").clone()  # in this thread
     trigger.register_hook(lambda _: done.append(work()))  # runs without recording a graph
     trigger.backward()
     return done[0]

@@ -31,7 +31,8 @@ class GradedGradients:
             more softmaxes than K, unless `open_ended`.
         open_ended: the last entry holds all paths that crossed K softmaxes or more.
         residual: how far the sum of the components is from the ordinary gradient, relative;
-            the largest over the targets.
+            the largest over the targets. More than rounding only where softmaxes are so peaked
+            that PyTorch's kernels leave noise in the ordinary gradient.
     """
 
     components: list[Tensor]
@@ -70,10 +71,10 @@ def graded_gradients(
         targets: leaf or intermediate tensors of that graph.
         softmaxes: the nodes to count; by default those of `find_softmaxes(loss)`.
         max_order: M, the last order kept apart. Its component holds "M or more".
-        reference: the targets' ordinary gradients, where they are at hand. Else
-            `torch.autograd.grad` computes them to check the sum, and hooks that others set on
-            intermediate tensors run once, as in any backward pass. (With a reference, nothing
-            that is registered anywhere runs.)
+        reference: the targets' ordinary gradients, to check the sum against. By default they
+            are computed here, bit for bit as `torch.autograd.grad` does without hooks: no hook
+            on any tensor runs or counts. With the gradients of a real backward pass, a hook
+            that changes them on the way is noticed.
 
     Raises:
         PathwayError: if part of the graph is hidden (compiled, or reentrant checkpointing), if
