@@ -7,6 +7,7 @@ compiling see the model as it was.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,6 +82,7 @@ class CallRecorder:
         self._starts: list[int] = []
         self._calls: list[Call] = []
         self._handles: list[Any] = []
+        self._stance: Any = None
 
     @property
     def armed(self) -> bool:
@@ -92,12 +94,18 @@ class CallRecorder:
                 torch_module.register_module_forward_pre_hook(self._before),
                 torch_module.register_module_forward_hook(self._after, always_call=True),
             ]
+            if "torch._dynamo" in sys.modules:
+                # Compiled regions run as they were written: autograd then sees inside them.
+                self._stance = torch.compiler.set_stance("force_eager")
         self.reset()
 
     def disarm(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
         self.reset()
 
     def reset(self) -> None:
@@ -112,7 +120,11 @@ class CallRecorder:
         if module not in self._modules or not self._starts:
             return
         start = self._starts.pop()
-        outputs = self._outputs(output)
+        try:
+            outputs = self._outputs(output)
+        except Exception as error:  # never the user's problem
+            self._failed(error)
+            return
         self._calls.append(Call(module, start, _sequence_number(), outputs, len(self._starts)))
         if self._starts:
             return
@@ -120,7 +132,7 @@ class CallRecorder:
         if _in_backward() == -1:
             try:
                 self._finished(calls)
-            except Exception as error:  # never the user's problem
+            except Exception as error:
                 self._failed(error)
 
     def _outputs(self, output: Any) -> list[Output]:
@@ -131,6 +143,8 @@ class CallRecorder:
         return [noted for field, t in tensors_in(output) for noted in self._noted(field, t)]
 
     def _noted(self, field: str, tensor: torch.Tensor) -> list[Output]:
+        if tensor.is_nested:  # without a shape of numbers
+            return []
         node = tensor.grad_fn
         if self.keep:
             return [Output(field, node, tensor.output_nr, tensor.shape, tensor)]

@@ -350,7 +350,8 @@ def _shape(node: Any, output: int) -> tuple[int, ...]:
     if hasattr(node, "variable"):
         return tuple(node.variable.shape)
     metadata = getattr(node, "_input_metadata", ())
-    return tuple(map(int, metadata[output].shape)) if output < len(metadata) else ()
+    shape = tuple(metadata[output].shape) if output < len(metadata) else ()
+    return shape if all(type(n) is int for n in shape) else ()  # nested tensors have none
 
 
 def _softmax_shape(node: Any, fused: bool) -> tuple[int, ...]:

@@ -191,7 +191,7 @@ class NodeTap:
     def _measure_outputs(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
         for number, tap in self.outputs:
             g = grad_outputs[number]
-            if g is not None:
+            if g is not None and not g.is_nested:
                 tap.measure(g, arrived)
 
     def _leaving(
@@ -204,7 +204,7 @@ class NodeTap:
         try:
             for number, fork, slots in self.edges:
                 g = grad_inputs[number]
-                if g is not None:
+                if g is not None and not g.is_nested:
                     fork.gather(arrived).append((slots, g))
             if self.crossing is not None:
                 with torch.no_grad():
