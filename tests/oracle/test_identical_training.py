@@ -135,6 +135,57 @@ def test_reentrant_checkpoints(tmp_path):
     assert_same(both_ways(Net, on(2, 5, 8), torch.optim.Adam, tmp_path, every=1))
 
 
+def test_gradients_inside_the_forward_pass(tmp_path):
+    """As models of forces do: the output is a gradient of the energy."""
+
+    class Forces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 1))
+
+        def forward(self, x):
+            x = x.requires_grad_()
+            energy = self.energy(x)
+            (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+            return energy, -slope
+
+    def loss_of(model, step):
+        return weighted(*model(data(step, 5, 3)))
+
+    assert_same(both_ways(Forces, loss_of, torch.optim.Adam, tmp_path, every=1))
+
+
+def test_nested_tensors(tmp_path):
+    """Outputs without a shape of numbers."""
+
+    def loss_of(model, step):
+        parts = [data(step, 2, 3), data(step, 4, 3)]
+        nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+        return model(nested).values().square().sum()
+
+    def build():
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    assert_same(both_ways(build, loss_of, torch.optim.Adam, tmp_path, every=1))
+
+
+def test_compiled(tmp_path):
+    """Recorded steps run as written; the others stay compiled."""
+
+    def loss_of(model, step):
+        if model not in compiled:
+            compiled[model] = torch.compile(model, backend="aot_eager")
+        return weighted(compiled[model](data(step, 2, 5, 8)))
+
+    compiled = {}
+    torch._dynamo.reset()
+    assert_same(both_ways(lambda: encoder(0.0), loss_of, torch.optim.Adam, tmp_path, every=2))
+    run = gradscope.load(tmp_path / "run.pt")
+    assert run.steps.tolist() == [0, 2, 4]
+    assert len(run.frame("module", "grad_norm").query("step == 2")) == 19
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
 def test_function_transforms_of_the_model(tmp_path):
     """Per-sample gradients by torch.func, in the middle of a recorded step."""
 

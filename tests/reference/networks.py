@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -444,5 +445,13 @@ CASES = {
     ),
     "complex": Case(Fourier, on(5, 3)),
     "values and indices": Case(Pooled, on(5, 3)),
+    "parametrized weights": Case(
+        lambda: nn.Sequential(
+            parametrizations.weight_norm(nn.Linear(3, 4)),
+            nn.Tanh(),
+            parametrizations.orthogonal(nn.Linear(4, 4)),
+        ),
+        on(5, 3),
+    ),
     "checkpoint": Case(lambda: Checkpointed(True), on(3, 4), twin=lambda: Checkpointed(False)),
 }
