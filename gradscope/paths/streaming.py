@@ -89,7 +89,7 @@ def _residual(
     sums: Sequence[Tensor | None],
     largest: Sequence[float],
 ) -> float:
-    """Against autograd's own gradient g: largest max|Σ G_k − g| / max(Σ_k max|G_k|, max|g|) over the targets.
+    """Largest max|Σ G_k − g| / max(Σ_k max|G_k|, max|g|) over the targets, g as autograd has it.
 
     Raises:
         PathwayError: if rounding does not explain it.
