@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from tests.reference.gradients import norm, watched_outputs
@@ -522,6 +523,33 @@ def test_gradients_of_gradients():
     assert run.meta["errors"] == []
     for step in range(3):
         assert values(run, "parameter", "grad_norm", step) == close(parameters[step])
+
+
+def test_inside_a_reentrant_checkpoint_nothing_is_seen():
+    """Around it, all is; and the run says what is missing."""
+
+    class Net(nn.Module):
+        def __init__(self, use):
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Linear(3, 3), mlp(), nn.Linear(2, 2)
+            self.use = use
+
+        def forward(self, x):
+            x = self.stem(x)
+            x = checkpoint(self.inner, x, use_reentrant=True) if self.use else self.inner(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Net(True)
+    twin = Net(False)
+    twin.load_state_dict(model.state_dict())
+    run = record(model, lambda o: train_steps(model, lambda m, s: weighted(m(batch(s))), o, 1))
+    expected = norms_of(twin, lambda: weighted(twin(batch(0))))
+    outside = {site: v for site, v in expected.items() if not site.startswith("inner")}
+    assert recorded(run) == close(outside)
+    assert any("reentrant" in entry["why"] for entry in run.meta["unseen"])
+    parameters = {n: norm(p.grad) for n, p in twin.named_parameters()}
+    assert values(run, "parameter", "grad_norm") == close(parameters)
 
 
 def test_a_step_without_a_backward_pass_has_no_gradients():

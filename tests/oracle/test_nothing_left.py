@@ -9,6 +9,8 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 
@@ -242,97 +244,94 @@ class Token:
 
 
 class Holder(nn.Module):
-    """Lets a test see its activations and its graph without keeping them."""
+    """Attention over its own features; a test sees what is alive of it without keeping it.
+
+    Attributes:
+        memory: activations that autograd keeps for the backward pass.
+        nodes: tokens that live as long as a node of the graph.
+        early: whether an activation that nobody needs any more was gone within the forward.
+    """
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
-        self.seen = []
-
-    def forward(self, x):
-        h = torch.tanh(self.a(x))
-        y = self.b(h * h)
-        for tensor in (h, y):
-            token = Token()
-            tensor.grad_fn.metadata["token"] = token  # lives as long as the node
-            self.seen += [weakref.ref(tensor), weakref.ref(token)]
-        return y
-
-
-def test_activations_and_graph_die_at_the_usual_moment():
-    """By reference counting alone: when the loss is dropped, so is everything behind it."""
-
-    def alive(model):
-        return [ref() is not None for ref in model.seen]
-
-    gc.collect()
-    gc.disable()
-    try:
-        model = Holder()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with gradscope.attach(model, optimizer=optimizer, out=None, every=1):
-            for step in range(3):
-                loss = weighted(model(data(step, 5, 3)))
-                assert alive(model)[1] and alive(model)[3]
-                loss.backward()
-                optimizer.step()
-                del loss
-                assert not any(alive(model)), "alive after the step"
-                model.seen.clear()
-                loss = weighted(model(data(step, 5, 3)))
-                del loss
-                model(data(step, 5, 3))
-                assert not any(alive(model)[:4]), "a pass that nobody ran back is alive"
-                model.seen.clear()
-    finally:
-        gc.enable()
-
-
-class Attending(nn.Module):
-    """An activation that autograd has no use for, and a softmax that it keeps."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
         self.softmax = nn.Softmax(-1)
-        self.alive = []
+        self.memory, self.nodes, self.early = [], [], []
 
     def forward(self, x):
         h = self.a(x)
-        watching = weakref.ref(h)
+        gone = StorageWeakRef(h.untyped_storage())
         h = h + 1
-        self.alive.append(watching() is not None)
+        self.early.append(gone.expired())
+        h = torch.tanh(h)
         p = self.softmax(self.b(h))
-        self.p = weakref.ref(p)
-        return p * h
+        q = torch.softmax(h.t(), 0)
+        z = F.scaled_dot_product_attention(h[None, None], p[None, None], (h * q.t())[None, None])
+        y = self.c(z[0, 0])
+        self.memory = [StorageWeakRef(t.untyped_storage()) for t in (h, p, q, z)]
+        self.nodes = []
+        for tensor in (h, p, q, z, y):
+            if tensor.grad_fn is not None:
+                token = Token()
+                tensor.grad_fn.metadata["token"] = token
+                self.nodes.append(weakref.ref(token))
+        return y
+
+    def alive(self):
+        """What is alive of the last forward pass."""
+        memory = [not ref.expired() for ref in self.memory]
+        return memory, [ref() is not None for ref in self.nodes]
+
+
+@pytest.fixture
+def counting():
+    """Without the garbage collector: what goes, goes by reference counting."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "attached"])
+def holder(request, counting):
+    """A model, without a scope (which shows that the test asks for the usual) and with one."""
+    model = Holder()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if not request.param:
+        yield model, optimizer
+        return
+    with gradscope.attach(model, optimizer=optimizer, out=None, every=1) as scope:
+        yield model, optimizer
+    assert scope.run().meta["errors"] == []
+
+
+def test_a_step_leaves_nothing_alive(holder):
+    model, optimizer = holder
+    for step in range(3):
+        loss = weighted(model(data(step, 5, 3)))
+        memory, nodes = model.alive()
+        assert all(memory) and all(nodes)
+        loss.backward()
+        assert not any(model.alive()[0]), "backward frees what it has used, the loss alive or not"
+        optimizer.step()
+        del loss
+        assert not any(model.alive()[1])
+
+
+def test_a_pass_that_nobody_ran_back_is_dropped_at_once(holder):
+    model, _ = holder
+    model(data(0, 5, 3))
+    memory, nodes = model.alive()
+    assert not any(memory) and not any(nodes)
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_forward_pass_holds_no_more_than_usual(grad):
+def test_a_forward_pass_holds_no_more_than_usual(holder, grad):
     """What nobody needs is freed while the forward pass is still running."""
-    model = Attending()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with (
-        gradscope.attach(model, optimizer=optimizer, out=None, every=1),
-        torch.set_grad_enabled(grad),
-    ):
-        model(data(0, 2, 3))
-    assert model.alive == [False]
-
-
-def test_a_dropped_pass_with_a_softmax_is_freed_at_once():
-    gc.collect()
-    gc.disable()
-    try:
-        model = Attending()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with gradscope.attach(model, optimizer=optimizer, out=None, every=1):
-            model(data(0, 2, 3))
-            assert model.p() is None
-            weighted(model(data(0, 2, 3))).backward()
-            assert model.p() is None
-    finally:
-        gc.enable()
+    model, _ = holder
+    with torch.set_grad_enabled(grad):
+        model(data(0, 5, 3))
+    assert model.early == [True]
 
 
 def test_saved_tensors_are_freed_by_backward():
