@@ -195,13 +195,24 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def start_to_run(some: pd.DataFrame, name: str) -> str:
-    return f"{some[f'{name}_at_start'].median():.2f} → {some[f'{name}_over_run'].median():.2f}"
+    ends = (round(some[f"{name}_{when}"].median(), 2) + 0.0 for when in ("at_start", "over_run"))
+    return " → ".join(f"{value:.2f}" for value in ends)
 
 
 def among(some: pd.DataFrame, one: str, other: str, form: str) -> str:
     if some[one].isna().all():
         return "–"
     return form.format(some[one].mean(), some[other].mean())
+
+
+def listed(values: tuple[object, ...]) -> str:
+    return ", ".join(map(str, values))
+
+
+def question() -> str:
+    """What the study asks: the first and the third paragraph of this file's docstring."""
+    paragraphs = (__doc__ or "").split("\n\n")
+    return "\n\n".join([paragraphs[0], *paragraphs[2:3]])
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -224,7 +235,7 @@ def write(table: pd.DataFrame, study: Study, command: str, folder: Path, seconds
     (folder / "README.md").write_text(
         f"""# Depth: stacked attention against stacked latent attention
 
-{__doc__.split("    python", 1)[0].strip() if __doc__ else ""}
+{question()}
 
 ![accuracy and gradient against depth](depth.png)
 
@@ -237,10 +248,13 @@ layer's own softmax counts. The cut is the narrowest place between two consecuti
 states, in numbers per sample. The probe reads the position that a layer attended to from what
 the next layer is handed (beside the features, which all layers see), in brackets the share of
 the commonest position; mean over layers, after training. Accuracy is on {4096:,} scenes never
-trained on, 4 × 4 torus, 1–4 hops, answer = cell, so chance is 1/16.
+trained on, 4 × 4 torus, 1–4 hops, answer = cell: guessing gets 1/16, one perfect look at the start
+cell 0.50. Weights start as torch initialises them; the ratio at step 0 depends on that. One seed
+shows a mechanism, not an order of merit: accuracies of SAN differ by up to 0.4 between seeds.
 `report.html` shows the {max(study.depths)}-layer runs side by side.
 
-Made by `{command}` with torch {torch.__version__}: {len(table)} runs of {study.steps:,} steps,
+Made by `{command}` with torch {torch.__version__}: {len(table)} runs of {study.steps:,} steps
+(layers {listed(study.depths)}; {listed(study.optimizers)}; seeds {listed(study.seeds)}),
 {seconds:.0f} s. A row a run is in `runs.csv`.
 """
     )
