@@ -460,7 +460,10 @@ class Scope:
         now = time.perf_counter()
         due = now - self._flushed >= self._flush_every or self._recorded == 1
         if due or self._ledger.waiting > SAMPLES:
-            self._flush()
+            try:
+                self._flush()
+            except Exception as error:  # a full disk, say: no reason for training to end
+                self._fail(error)
 
     def _flush(self) -> None:
         began = time.perf_counter()
@@ -501,11 +504,14 @@ class Scope:
         self._meta["steps"] = self._step
         if ended:
             self._meta["ended"] = ended
-        self._flush()
-        if self._journal is not None:
-            self._journal.finish()
-        elif self._memory is not None:
-            self._memory.meta["status"] = "complete"
+        try:
+            self._flush()
+            if self._journal is not None:
+                self._journal.finish()
+            elif self._memory is not None:
+                self._memory.meta["status"] = "complete"
+        except Exception as error:  # what was written before can still be read
+            self._fail(error)
         self._ranks.clear()
         self._paths.clear()
         self._plans.clear()
