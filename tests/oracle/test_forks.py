@@ -284,7 +284,7 @@ def test_any_set_of_readers(which, outside):
 class Varying(nn.Module):
     """Other modules read the tensor in other steps; in some of them, only one does."""
 
-    READERS = ("bc", "bd", "b", "cd", "bc")
+    READERS = ("bc", "bd", "b", "bcd", "cd", "bc")
 
     def __init__(self):
         super().__init__()

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from tests.reference.gradients import norm, watched_outputs
+from tests.reference.gradients import fork_terms, fork_values, norm, watched_outputs
 from tests.reference.networks import CASES, data, encoder, weighted
-from tests.reference.recording import record, train_steps, values
+from tests.reference.recording import fork_at, record, train_steps, values
 
 
 def mlp(seed=0):
@@ -308,11 +308,14 @@ class Fragile(nn.Module):
     def __init__(self):
         super().__init__()
         self.a = nn.Linear(3, 4)
+        self.mix = nn.Linear(4, 4)
         self.middle = Middle()
         self.b = nn.Linear(4, 2)
 
     def forward(self, x):
-        return self.b(self.middle(torch.tanh(self.a(x))))
+        x = torch.tanh(self.mix(self.a(x)))
+        fork = self.mix(x)
+        return self.b(self.middle(fork) + 2 * fork.tanh() + self.mix(fork))
 
 
 class Middle(nn.Module):
@@ -321,7 +324,7 @@ class Middle(nn.Module):
     def forward(self, x):
         if self.fail == "forward":
             raise RuntimeError("out of luck")
-        return Fails.apply(x, self)
+        return Fails.apply(1.5 * x, self)
 
 
 class Fails(torch.autograd.Function):
@@ -372,13 +375,21 @@ def test_an_exception_and_training_goes_on(where, retry):
     for step in range(4):
         if step == 1 and not retry:
             continue
+        for site in ("mix#1", "mix.weight"):
+            tensor = twin.mix.weight if site == "mix.weight" else None
+            terms = fork_terms(twin, lambda s=step: weighted(twin(batch(s))), site, tensor)
+            fork, whole = fork_at(run, site, step), fork_values(terms)
+            assert fork["projection"] == pytest.approx(whole["projection"], rel=1e-4), site
+            assert fork["norms"] == {s: close(norms) for s, norms in whole["norms"].items()}
+        optimizer.zero_grad()
         expected = norms_of(twin, lambda s=step: weighted(twin(batch(s))))
         found = recorded(run, step)
+        assert found.keys() == expected.keys()
         if step == 1 and where == "backward":
-            assert {s: found[s] for s in ("a",)} == close({s: expected[s] for s in ("a",)})
-            assert found.keys() == expected.keys()
-        else:
-            assert found == close(expected)
+            reached_once = ("a", "mix", "mix#1")
+            expected = {site: expected[site] for site in reached_once}
+            found = {site: found[site] for site in reached_once}
+        assert found == close(expected)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -166,7 +166,8 @@ class SeparateReaders(TorchFunctionMode):
 
     After `backward`, a copy's gradient is what flows back along that one edge. A tensor that
     is read twice by one call (x * x) is copied twice; only `F.multi_head_attention_forward`,
-    which asks whether its arguments are the same object, gets one copy.
+    which asks whether its arguments are the same object, gets one copy. What a custom
+    `autograd.Function` reads is not seen: let it read an ordinary operation's result.
     """
 
     def __init__(self, where):
