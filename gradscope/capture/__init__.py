@@ -1,1 +1,1 @@
-"""Everything that touches a live model: graph walk, names, hooks, the scope's lifecycle."""
+"""Recording a training run: hooks on one step's graph, what they gather, the scope's lifecycle."""

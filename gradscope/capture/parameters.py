@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.ledger import Ledger
-from gradscope.capture.quantities.norm import norms
+from gradscope.quantities.norm import norms
 from gradscope.run import Column, Site
 
 # At the first recorded step all updates are measured at once, unless the copy that this

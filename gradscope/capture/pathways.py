@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.backward_calls import ignore, listen
-from gradscope.capture.calls import Call
 from gradscope.capture.ledger import Ledger
-from gradscope.capture.quantities.inner import inner
-from gradscope.capture.quantities.norm import norm
 from gradscope.capture.splits import LossGraph, Target
 from gradscope.errors import PathwayError
+from gradscope.graph.calls import Call
 from gradscope.paths import through
 from gradscope.paths.streaming import graded_sizes
+from gradscope.quantities.inner import inner
+from gradscope.quantities.norm import norm
 from gradscope.run import Column, Site
 
 REST = "(rest)"  # what of a gradient does not pass through a named pathway

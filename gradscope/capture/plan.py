@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
-from gradscope.capture.calls import Call
 from gradscope.capture.ledger import Ledger, Read, absent
-from gradscope.capture.naming import OUTSIDE, Names, Place, canonical
 from gradscope.capture.softmaxes import SoftmaxTap, chosen_rows
 from gradscope.capture.taps import Arrived, EdgeSlots, Failed, ForkTap, NodeTap, TensorTap
-from gradscope.capture.walk import OPAQUE, Graph, operation
+from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
+from gradscope.graph.calls import Call
+from gradscope.graph.naming import OUTSIDE, Names, Place, canonical
+from gradscope.graph.walk import OPAQUE, Graph, operation
 from gradscope.run import Column, Site
 
 # A tensor read more often than this (the weight of an unrolled recurrence) is not split by

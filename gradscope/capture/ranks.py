@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture.calls import Call
 from gradscope.capture.ledger import Ledger
-from gradscope.capture.naming import OUTPUT, call_names
-from gradscope.capture.quantities.effective_rank import effective_rank
+from gradscope.graph.calls import Call
+from gradscope.graph.naming import OUTPUT, call_names
+from gradscope.quantities.effective_rank import effective_rank
 from gradscope.run import Column
 
 

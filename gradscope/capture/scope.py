@@ -17,16 +17,16 @@ import torch
 from torch import nn
 
 from gradscope.capture import loss_scale
-from gradscope.capture.calls import Call, CallRecorder
 from gradscope.capture.describe import describe
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
 from gradscope.capture.ranks import Ranks
-from gradscope.capture.walk import walk
 from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError
+from gradscope.graph.calls import Call, CallRecorder
+from gradscope.graph.walk import walk
 from gradscope.probing import Probe, probe
 from gradscope.run import Column, Run, Site
 from gradscope.store import Journal

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.ledger import Ledger, Read
-from gradscope.capture.quantities.norm import norm
-from gradscope.capture.quantities.softmax import softmax_state, some_rows
+from gradscope.quantities.norm import norm
+from gradscope.quantities.softmax import softmax_state, some_rows
 from gradscope.run import Column
 
 STATE = ("entropy", "max_prob", "jacobian_norm")

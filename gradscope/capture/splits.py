@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.backward_calls import ignore, listen
-from gradscope.capture.calls import Call, CallRecorder
-from gradscope.capture.naming import Names, Place, canonical
-from gradscope.capture.walk import walk
 from gradscope.cuts.untouched import untouched
 from gradscope.errors import GradscopeError, PathwayError
+from gradscope.graph.calls import Call, CallRecorder
+from gradscope.graph.naming import Names, Place, canonical
+from gradscope.graph.walk import walk
 from gradscope.paths import Crossing, find_softmaxes
 
 

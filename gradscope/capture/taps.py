@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.ledger import Ledger
-from gradscope.capture.quantities.inner import inner
-from gradscope.capture.quantities.norm import WIDE_HIGH, WIDE_LOW, norm
+from gradscope.quantities.inner import inner
+from gradscope.quantities.norm import WIDE_HIGH, WIDE_LOW, norm
 
 Gradients = tuple[Tensor | None, ...]
 Failed = Callable[[BaseException], None]

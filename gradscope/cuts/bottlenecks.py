@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from gradscope.capture.naming import INPUT, OUTPUT
 from gradscope.cuts.cut import Cut
 from gradscope.cuts.flow import minimum_vertex_cut
 from gradscope.cuts.forward import Forward, observe
@@ -16,6 +15,7 @@ from gradscope.cuts.labels import Labels
 from gradscope.cuts.sites import SoftmaxSite, consecutive, softmax_sites
 from gradscope.cuts.tensors import TensorGraph
 from gradscope.errors import GradscopeError
+from gradscope.graph.naming import INPUT, OUTPUT
 
 
 def bottlenecks(

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gradscope.capture.calls import Call, Output
-from gradscope.capture.naming import INPUT, OUTPUT, Names, Place
-from gradscope.capture.walk import Graph, walk
 from gradscope.cuts.tensors import TensorGraph, shape_at, tensor_graph
 from gradscope.cuts.watch import Watch
 from gradscope.errors import GradscopeError
+from gradscope.graph.calls import Call, Output
+from gradscope.graph.naming import INPUT, OUTPUT, Names, Place
+from gradscope.graph.walk import Graph, walk
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gradscope.capture.walk import Node, tensors_in
+from gradscope.graph.walk import Node, tensors_in
 
 # Masks say what to look at. They are no information about the sample, and one that required a
 # gradient would keep attention from being fused.

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from gradscope.capture.naming import OUTPUT, Names, Place
 from gradscope.cuts.sites import SoftmaxSite
 from gradscope.cuts.tensors import PROBABILITIES, Shape, TensorGraph, shape_at
+from gradscope.graph.naming import OUTPUT, Names, Place
 
 
 class Labels:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
-from gradscope.capture.naming import VIEWS
 from gradscope.cuts.tensors import PROBABILITIES, TensorGraph
+from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
+from gradscope.graph.naming import VIEWS
 
 # What makes logits out of latents (names as `operation` gives them: bmm, addmm, convolution).
 _PRODUCT = re.compile(r"(mm|mv|dot|(?<!cum)sum|mean|(mkldnn)?linear)$|convolution")

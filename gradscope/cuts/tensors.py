@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from gradscope.attention_nodes import FUSED_ATTENTION
-from gradscope.capture.naming import VIEWS, Place
-from gradscope.capture.walk import Graph, Node, operation
 from gradscope.errors import GradscopeError
+from gradscope.graph.attention_nodes import FUSED_ATTENTION
+from gradscope.graph.naming import VIEWS, Place
+from gradscope.graph.walk import Graph, Node, operation
 
 # "Output" of a fused attention node that stands for the softmax probabilities inside it.
 PROBABILITIES = -1

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradscope.capture.calls import Call, CallRecorder
-from gradscope.capture.walk import tensors_in
 from gradscope.cuts.inputs import Entrances
 from gradscope.cuts.untouched import untouched
 from gradscope.errors import GradscopeError
+from gradscope.graph.calls import Call, CallRecorder
+from gradscope.graph.walk import tensors_in
 
 _in_backward: Callable[[], int] = torch._C._current_graph_task_id
 

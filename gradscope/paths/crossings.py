@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.errors import PathwayError
+from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.paths.backward import Node, execution_order
 
 # The edges of fused attention are query, key, value and, in some kernels, the bias that is

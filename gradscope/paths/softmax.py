@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscope.attention_nodes import FUSED_ATTENTION, SOFTMAX
+from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
 
 # Attention probabilities are made anew in blocks of about this many elements.
 BLOCK = 1 << 22

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.capture.quantities.inner import inner
-from gradscope.capture.quantities.norm import norm
 from gradscope.paths.backward import Backward, Node
 from gradscope.paths.check import check_sum
 from gradscope.paths.crossings import Crossing, crossings
+from gradscope.quantities.inner import inner
+from gradscope.quantities.norm import norm
 
 
 @dataclass(frozen=True)

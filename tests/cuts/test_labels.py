@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradscope.capture.walk import walk
 from gradscope.cuts import Labels, bottlenecks, cut_between, tensor_graph
 from gradscope.cuts.sites import softmax_sites
+from gradscope.graph.walk import walk
 
 B = 3
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradscope.capture.walk import walk
 from gradscope.cuts import Labels, TensorGraph, bottlenecks, softmax_cuts, tensor_graph
 from gradscope.cuts.sites import SoftmaxSite, consecutive, softmax_sites
+from gradscope.graph.walk import walk
 from tests.reference.attention_stacks import LOGITS, Stacked
 
 B = 3

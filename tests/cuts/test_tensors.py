@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradscope.capture.walk import walk
 from gradscope.cuts.tensors import PROBABILITIES, tensor_graph
 from gradscope.errors import GradscopeError
+from gradscope.graph.walk import walk
 
 B, N, D = 3, 5, 8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.capture.quantities.norm import SAFE_HIGH, SAFE_SQUARE, Scalar
+from gradscope.quantities.norm import SAFE_HIGH, SAFE_SQUARE, Scalar
 
 # Accelerators: float64 copies of this many elements at a time, so that memory stays flat.
 CHUNK = 1 << 22

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradscope.attention_nodes import FUSED_ATTENTION
+from gradscope.graph.attention_nodes import FUSED_ATTENTION
 
 Node = Any  # torch.autograd.graph.Node; its attributes depend on the operation
 

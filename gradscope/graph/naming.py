@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gradscope.attention_nodes import FUSED_ATTENTION
-from gradscope.capture.calls import Call
-from gradscope.capture.walk import Graph, operation
+from gradscope.graph.attention_nodes import FUSED_ATTENTION
+from gradscope.graph.calls import Call
+from gradscope.graph.walk import Graph, operation
 
 OUTPUT = "(output)"  # the root module's own output
 INPUT = "(input)"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from gradscope.capture.walk import tensors_in
+from gradscope.graph.walk import tensors_in
 
 _sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 _in_backward: Callable[[], int] = torch._C._current_graph_task_id
