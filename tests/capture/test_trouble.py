@@ -61,7 +61,8 @@ def test_a_failure_while_measuring_is_told_once_and_in_the_run(tmp_path, monkeyp
     monkeypatch.setattr(Scope, "_known_plan", broken)
     with pytest.warns(RuntimeWarning, match="on purpose") as told:
         weights = trained(tmp_path / "run.pt")
-    assert len(told) == 1
+    # Others may warn too: of a file that an earlier test left to the garbage collector, say.
+    assert sum("stopped recording" in str(w.message) for w in told) == 1
     assert same(weights, trained(None))
     run = gradscope.load(tmp_path / "run.pt")
     assert len(run.meta["errors"]) == 1 and "on purpose" in run.meta["errors"][0]
