@@ -88,8 +88,6 @@ DARK = Theme(
     severity={"critical": "#ff6b7a", "warning": "#f0a04b", "info": "#62b0ff"},
 )
 
-THEMES = {t.name: t for t in (LIGHT, DARK)}
-
 
 @contextmanager
 def style(theme: Theme) -> Iterator[None]:
