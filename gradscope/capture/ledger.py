@@ -119,6 +119,11 @@ class Ledger:
             self.sites[key] = site
             self._new_sites.append(site)
 
+    def site_again(self, site: Site) -> None:
+        """Declare a site anew: what is known of it has changed."""
+        self.sites[(site.kind, site.name)] = site
+        self._new_sites.append(site)
+
     # -- while recording ---------------------------------------------------------------
 
     def add(self, slot: int, value: Any) -> None:

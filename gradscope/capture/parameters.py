@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
@@ -17,6 +17,7 @@ from gradscope.run import Column, Site
 # At the first recorded step all updates are measured at once, unless the copy that this
 # takes would be larger than this many elements (128 MiB in float32).
 FIRST_STEP_ELEMENTS = 1 << 25
+NOT_HELD = "not in the optimizer"  # Site.note
 
 
 # A parameter and its slots: grad_norm, weight_norm, update_ratio, nonfinite.
@@ -43,7 +44,7 @@ class Parameters:
         self._copied: list[_Batch] = []
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._frozen = {n: (order, p) for order, (n, p) in enumerate(named.items())}
-        self._held = held
+        self._held, self._named = held, named
         self._groups: list[list[Reading]] = []
         self._thaw()
 
@@ -60,6 +61,15 @@ class Parameters:
                 g = g.coalesce().values() if g.is_sparse else g
                 count = g.numel() - int(torch.isfinite(g).sum())
                 self._ledger.add(slots[3], float(count))
+
+    def held_now(self, held: set[int]) -> None:
+        """Parameters with these ids are the optimizers' from now on."""
+        self._held = held
+        for site in list(self._ledger.sites.values()):
+            if site.kind == "parameter":
+                note = "" if id(self._named[site.name]) in held else NOT_HELD
+                if note != site.note:
+                    self._ledger.site_again(replace(site, note=note))
 
     def _thaw(self) -> None:
         """Take in the parameters that are trainable now."""
@@ -83,7 +93,7 @@ class Parameters:
                     order=order,
                     shape=tuple(parameter.shape),
                     numel=parameter.numel(),
-                    note="" if id(parameter) in self._held else "not in the optimizer",
+                    note="" if id(parameter) in self._held else NOT_HELD,
                 )
             )
         self._groups = _balanced(self._readings, self._turns)
@@ -113,7 +123,7 @@ class Parameters:
     def free(self) -> None:
         """Let go of the parameters and their copies."""
         self._copied, self._turn_batches, self._scratch = [], {}, {}
-        self._readings, self._groups, self._frozen = [], [], {}
+        self._readings, self._groups, self._frozen, self._named = [], [], {}, {}
 
     def _batches(self, recorded: int) -> list[_Batch]:
         turn = recorded % self._turns

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture.backward_calls import ignore, listen
 from gradscope.capture.ledger import Ledger
+from gradscope.capture.listening import BACKWARD
 from gradscope.capture.splits import LossGraph, Target
 from gradscope.errors import PathwayError
 from gradscope.graph.calls import Call
@@ -115,7 +115,7 @@ class Pathways:
         self.end_step()
         self._due = [r for r in self._requests if step % r.every == 0]
         if self._due:
-            listen(self._before_backward)
+            BACKWARD.listen(self)
 
     def forward_done(self, calls: list[Call]) -> None:
         """Keep the calls of a forward pass, outputs included, until the backward pass."""
@@ -123,14 +123,14 @@ class Pathways:
             self._calls += calls
 
     def end_step(self) -> None:
-        ignore(self._before_backward)
+        BACKWARD.ignore(self)
         self._due, self._calls = [], []
 
     def close(self) -> None:
         self.end_step()
         self._requests, self._parameters = [], {}
 
-    def _before_backward(self, tensors: Any, grad_tensors: Any) -> None:
+    def backward_begins(self, tensors: Any, grad_tensors: Any) -> None:
         if not self._calls:
             return  # of another model
         due, calls = self._due, self._calls
@@ -146,7 +146,7 @@ class Pathways:
             return
         if not graph.outputs and not graph.parameters:
             self._due, self._calls = due, calls
-            listen(self._before_backward)
+            BACKWARD.listen(self)
             return
         for request in due:
             try:

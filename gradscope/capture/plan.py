@@ -15,7 +15,8 @@ from torch import nn
 
 from gradscope.capture.ledger import Ledger, Read, absent
 from gradscope.capture.softmaxes import SoftmaxTap, chosen_rows
-from gradscope.capture.taps import Arrived, EdgeSlots, Failed, ForkTap, NodeTap, TensorTap
+from gradscope.capture.taps import Arrived, EdgeSlots, ForkTap, NodeTap, TensorTap
+from gradscope.capture.trouble import Trouble
 from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.graph.calls import Call
 from gradscope.graph.naming import OUTSIDE, Names, Place, canonical
@@ -58,7 +59,7 @@ def make_plan(
     parameters: dict[int, str],
     ledger: Ledger,
     unseen: Unseen,
-    failed: Failed,
+    trouble: Trouble,
 ) -> Plan:
     """Decide what to measure in a graph.
 
@@ -69,7 +70,7 @@ def make_plan(
         paths: module paths; `parameters`: names by id.
     """
     names = Names(graph, calls, paths, parameters)
-    builder = _Builder(graph, names, start, returned, ledger, unseen, failed)
+    builder = _Builder(graph, names, start, returned, ledger, unseen, trouble)
     builder.outputs()
     builder.forks()
     builder.softmaxes()
@@ -86,10 +87,10 @@ class _Builder:
         returned: set[Place],
         ledger: Ledger,
         unseen: Unseen,
-        failed: Failed,
+        trouble: Trouble,
     ) -> None:
         self.graph, self.names, self.start, self.returned = graph, names, start, returned
-        self.ledger, self.unseen, self.failed = ledger, unseen, failed
+        self.ledger, self.unseen, self.trouble = ledger, unseen, trouble
         self.taps: dict[int, NodeTap] = {}
         self.tensor_taps: dict[Place, TensorTap] = {}
         self.leaf_forks: list[ForkTap] = []
@@ -210,7 +211,7 @@ class _Builder:
         return not any(edge == place for edge in self.graph.edges)
 
     def _node_tap(self, index: int) -> NodeTap:
-        return self.taps.setdefault(index, NodeTap(self.failed))
+        return self.taps.setdefault(index, NodeTap(self.trouble))
 
     def _tensor_tap(self, kind: str, name: str, place: Place) -> TensorTap:
         ledger = self.ledger

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture.backward_calls import ignore, listen
+from gradscope.capture.listening import BACKWARD
 from gradscope.cuts.untouched import untouched
 from gradscope.errors import GradscopeError, PathwayError
 from gradscope.graph.calls import Call, CallRecorder
@@ -158,8 +158,9 @@ def loss_graph(model: nn.Module, closure: Callable[[], Any]) -> LossGraph:
         stack.enter_context(torch.enable_grad())
         stack.callback(recorder.disarm)
         recorder.arm()
-        stack.callback(ignore, _skip)
-        listen(_skip)
+        skip = _Skip()
+        stack.callback(BACKWARD.ignore, skip)
+        BACKWARD.listen(skip)
         try:
             loss = closure()
         except _Skipped as skipped:
@@ -182,8 +183,9 @@ class _Skipped(BaseException):
         self.loss = loss
 
 
-def _skip(tensors: Any, grad_tensors: Any) -> None:
-    raise _Skipped(tensors if isinstance(tensors, Tensor) else tensors[0])
+class _Skip:
+    def backward_begins(self, tensors: Any, grad_tensors: Any) -> None:
+        raise _Skipped(tensors if isinstance(tensors, Tensor) else tensors[0])
 
 
 def _raise(error: BaseException) -> None:

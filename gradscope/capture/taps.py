@@ -8,7 +8,6 @@ when it goes. Nothing here returns a value to autograd, so that no gradient can 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.ledger import Ledger
+from gradscope.capture.trouble import Trouble
 from gradscope.quantities.inner import inner
 from gradscope.quantities.norm import WIDE_HIGH, WIDE_LOW, norm
 
 Gradients = tuple[Tensor | None, ...]
-Failed = Callable[[BaseException], None]
 EdgeSlots = tuple[int, int]  # of an edge's norm, and of its inner product with the sum
 Arrived = list[tuple[EdgeSlots, Tensor]]
 
@@ -159,8 +158,8 @@ def _rest(g: Tensor, parts: Arrived) -> Tensor | None:
 class NodeTap:
     """All that is measured at one autograd node."""
 
-    def __init__(self, failed: Failed) -> None:
-        self._failed = failed
+    def __init__(self, trouble: Trouble) -> None:
+        self._trouble = trouble
         self.outputs: list[tuple[int, TensorTap]] = []  # forward outputs of the node
         self.edges: list[tuple[int, ForkTap, EdgeSlots]] = []  # input → edge of a fork
         self.crossing: Crossing | None = None
@@ -173,9 +172,15 @@ class NodeTap:
         handles = []
         if self.outputs:
             handles.append(node.register_prehook(partial(self._arriving, arrived)))
-        if self.edges or self.crossing is not None:
-            saved = [] if self.crossing is None else self.crossing.saved(node)
-            handles.append(node.register_hook(partial(self._leaving, arrived, saved)))
+        if self.edges:
+            handles.append(node.register_hook(partial(self._leaving, arrived)))
+        if self.crossing is not None and not self._trouble.off("softmaxes"):
+            try:
+                saved = self.crossing.saved(node)
+            except Exception as error:
+                self._trouble.caught("softmaxes", error)
+            else:
+                handles.append(node.register_hook(partial(self._crossed, saved)))
         return handles
 
     def _arriving(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
@@ -186,7 +191,7 @@ class NodeTap:
             else:
                 self._measure_outputs(arrived, grad_outputs)
         except Exception as error:
-            self._failed(error)
+            self._trouble.caught("gradients", error)
 
     def _measure_outputs(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
         for number, tap in self.outputs:
@@ -195,20 +200,21 @@ class NodeTap:
                 tap.measure(g, arrived)
 
     def _leaving(
-        self,
-        arrived: dict[ForkTap, Arrived],
-        saved: list[Any],
-        grad_inputs: Gradients,
-        grad_outputs: Gradients,
+        self, arrived: dict[ForkTap, Arrived], grad_inputs: Gradients, grad_outputs: Gradients
     ) -> None:
         try:
             for number, fork, slots in self.edges:
                 g = grad_inputs[number]
                 if g is not None and not g.is_nested:
                     fork.gather(arrived).append((slots, g))
+        except Exception as error:
+            self._trouble.caught("gradients", error)
+
+    def _crossed(self, saved: list[Any], grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+        try:
             if self.crossing is not None:
                 with torch.no_grad():
                     self.crossing(saved, grad_inputs, grad_outputs)
-                saved.clear()
+            saved.clear()
         except Exception as error:
-            self._failed(error)
+            self._trouble.caught("softmaxes", error)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscope
-from gradscope.capture import backward_calls
 from gradscope.capture.crossings import crossings
+from gradscope.capture.listening import BACKWARD
 from gradscope.models import build
 from gradscope.tasks import Arrows
 
@@ -98,7 +98,7 @@ def test_a_closure_may_call_backward_and_nothing_is_left():
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
-    assert torch.autograd.backward is backward_calls._original
+    assert torch.autograd.backward is BACKWARD.original
 
 
 @pytest.mark.parametrize(
@@ -276,6 +276,6 @@ def test_backward_is_put_back_after_close_and_after_an_exception():
     model, _ = case("sla")
     with pytest.raises(RuntimeError, match="boom"), gradscope.attach(model, out=None) as scope:
         scope.crossings(every=1)
-        assert torch.autograd.backward is not backward_calls._original
+        assert torch.autograd.backward is not BACKWARD.original
         raise RuntimeError("boom")
-    assert torch.autograd.backward is backward_calls._original
+    assert torch.autograd.backward is BACKWARD.original

@@ -1,0 +1,321 @@
+"""The course of a training run: what is armed, measured and released at every step."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.capture.ledger import Ledger
+from gradscope.capture.listening import CLIP, SCALER_STEP
+from gradscope.capture.parameters import Parameters
+from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
+from gradscope.capture.plan import Plan, make_plan, structure
+from gradscope.capture.ranks import Ranks
+from gradscope.capture.trouble import Trouble
+from gradscope.capture.writer import Writer
+from gradscope.graph.calls import Call, CallRecorder
+from gradscope.graph.walk import walk
+
+PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
+
+
+class Recorder:
+    """Listens to a model and its optimizers, and hands what it measures to a ledger.
+
+    Steps count optimizer steps from 0; `every`-th ones are recorded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        meta: dict[str, Any],
+        writer: Writer,
+        ledger: Ledger,
+        every: int,
+        update_every: int,
+    ) -> None:
+        self.step = 0
+        self.closed = False
+        self._every = every
+        self._meta, self._writer, self._ledger = meta, writer, ledger
+        self._recorded = 0
+        self._with_closure = False
+        self._step_began = time.perf_counter()
+
+        self._model = weakref.ref(model)
+        self.paths = {module: path for path, module in model.named_modules()}
+        named = dict(model.named_parameters())
+        trainable = {n: p for n, p in named.items() if p.requires_grad}
+        self._parameter_names = {id(p): n for n, p in named.items()}
+        self.optimizers = optimizers
+
+        self.trouble = Trouble(meta["errors"], lambda: self.step, self._switch_off)
+        turns = max(1, round(update_every / every))
+        held = _held(optimizers) if optimizers else set(self._parameter_names)
+        self._groups = _group_sizes(optimizers)
+        self._parameters = Parameters(ledger, named, held, turns)
+        self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
+        self._hung: list[Any] = []  # handles of this step's hooks
+        self.calls = CallRecorder(
+            self.paths, self._forward_done, self.trouble.of("gradients"), keep=False
+        )
+        self._pathways = Pathways(
+            ledger, self.paths, trainable, self.note_unseen, self.trouble.of("pathways")
+        )
+        self._ranks: list[Ranks] = []
+        self._handles: list[Any] = []
+        if optimizers:
+            self._handles = [
+                optimizers[0].register_step_pre_hook(self.before_step),
+                optimizers[-1].register_step_post_hook(self.after_step),
+            ]
+        self._asked_at = -1  # step at which a gradient scaler was last asked for one
+        self._skipped: Any = 0  # steps that gradient scalers have skipped since the last one taken
+        SCALER_STEP.listen(self)
+        CLIP.listen(self)
+        self._begin_step()
+
+    @property
+    def model(self) -> nn.Module | None:
+        return self._model()
+
+    def request(self, request: CrossingsRequest | PathwayRequest) -> None:
+        """Measure pathways too, from this step on."""
+        self._pathways.request(request, self.step)
+        self._arm_for_outputs(self._pathways.due(self.step))
+
+    def rank(self, sites: str, every: int) -> None:
+        """Measure effective ranks too, from this step on."""
+        self._ranks.append(Ranks(self._ledger, self.paths, sites, every))
+        self._arm_for_outputs(self.step % every == 0)
+
+    def note_unseen(self, what: str, why: str) -> None:
+        """Tell the run what can't be measured."""
+        entry = {"what": what, "why": why}
+        if entry not in self._meta["unseen"]:
+            self._meta["unseen"].append(entry)
+
+    def maybe_flush(self) -> None:
+        if self._writer.due() or self._recorded == 1:
+            try:
+                self._writer.flush()
+            except Exception as error:  # a full disk, say: no reason for training to end
+                self.trouble.caught("to the file", error)
+
+    def close(self) -> None:
+        """Let go of the model, the optimizers and torch."""
+        self.closed, self._recording = True, False
+        self.calls.disarm()
+        self._pathways.close()
+        self._release_graph()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._skipped:
+            self._ledger.scalar(self.step, "skipped_steps", self._skipped)
+        self.optimizers = []
+        SCALER_STEP.ignore(self)
+        CLIP.ignore(self)
+        self._parameters.free()
+        self._ranks.clear()
+        self.paths.clear()
+        self._plans.clear()
+
+    # -- what happens in a step, in this order --------------------------------------------
+
+    def _begin_step(self) -> None:
+        off = self.trouble.off
+        self._recording = self.step % self._every == 0 and not off("to the file")
+        pathways = self._pathways.due(self.step) and not off("pathways")
+        ranks = any(self.step % r.every == 0 for r in self._ranks)
+        if pathways:
+            self._pathways.begin_step(self.step)
+        if self._recording or pathways or ranks:
+            self.calls.keep = pathways or ranks
+            self.calls.arm()
+        elif self.calls.armed:
+            self.calls.disarm()
+
+    def _forward_done(self, calls: list[Call]) -> None:
+        """An outermost forward pass has ended: walk its graph and hang the taps."""
+        if not torch.is_grad_enabled():
+            return
+        self._pathways.forward_done(calls)
+        for ranks in self._ranks:
+            if self.step % ranks.every == 0:
+                ranks.forward_done(calls)
+        if not self._recording or self.trouble.off("gradients"):
+            return
+        began = time.perf_counter()
+        outer = calls[-1]
+        returned = [o for o in outer.outputs if o.node is not None]
+        # Roots: what the model returned, then whatever else modules made (a loss kept on
+        # the side). Where no gradient comes, nothing is recorded.
+        roots = [o.node for call in (outer, *calls) for o in call.outputs if o.node is not None]
+        if not roots:
+            return
+        graph = walk(roots)
+        key = structure(graph, calls)
+        plan = self._known_plan(key)
+        if plan is None:
+            plan = make_plan(
+                graph,
+                calls,
+                start=outer.start,
+                returned={(graph.index[o.node], o.number) for o in returned},
+                paths=self.paths,
+                parameters=self._parameter_names,
+                ledger=self._ledger,
+                unseen=self.note_unseen,
+                trouble=self.trouble,
+            )
+            self._plans.insert(0, (key, plan))
+            del self._plans[PLANS:]
+        self._hung += plan.hang(graph)
+        self._writer.spent += time.perf_counter() - began
+
+    def _known_plan(self, key: tuple[list[Any], ...]) -> Plan | None:
+        for position, (known, plan) in enumerate(self._plans):
+            if known == key:
+                if position:
+                    self._plans.insert(0, self._plans.pop(position))
+                return plan
+        return None
+
+    def clipped(self, parameters: list[Tensor], limit: float, total: Tensor) -> None:
+        """`clip_grad_norm_` has clipped gradients of norm `total` to the norm `limit`."""
+        if not self._recording or type(total) is not Tensor:
+            return  # a sharded norm would need the other processes
+        if not any(id(p) in self._parameter_names for p in parameters):
+            return
+        # As torch does it: min(1, limit / (total + 1e-6)).
+        scale = (limit / (total.detach() + 1e-6)).clamp(max=1.0)
+        for name, value in (("clip_norm", total.detach()), ("clip_scale", scale)):
+            self._ledger.scalar(self.step, name, float(value) if value.is_cpu else value.clone())
+
+    def scaler_steps(self, optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
+        """A `torch.amp.GradScaler` will have the optimizer step."""
+        if optimizer in self.optimizers:
+            self._ledger.scale = scale.item() if scale.is_cpu else scale
+            self._asked_at = self.step
+
+    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._recording or self.trouble.off("parameters"):
+            return
+        try:
+            with torch.no_grad():
+                self._look_for_new_groups()
+                # A closure makes the gradients inside step(): they are read afterwards.
+                self._with_closure = any(map(callable, (*args[1:], *kwargs.values())))
+                if not self._with_closure:
+                    # Set where a fused optimizer divides by the scale itself.
+                    self._parameters.gradients(getattr(optimizer, "grad_scale", None))
+                self._parameters.before_update(self._recorded)
+        except Exception as error:
+            self.trouble.caught("parameters", error)
+
+    def after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = getattr(optimizer, "found_inf", None)  # a fused optimizer skips inside step()
+        if isinstance(found, Tensor):
+            if found.is_cpu and found.item():
+                return  # scaler_stepped will see that no step was taken
+            if not found.is_cpu:  # known later: the step counts, and is marked
+                self._skipped = self._skipped + found
+        now = time.perf_counter()
+        if self.calls.armed:
+            if self._recording and not self.trouble.off("parameters"):
+                try:
+                    with torch.no_grad():
+                        if self._with_closure:
+                            self._parameters.gradients()
+                        self._parameters.after_update()
+                except Exception as error:
+                    self.trouble.caught("parameters", error)
+            self._end_armed_step(now)
+        if not isinstance(self._skipped, int) or self._skipped:
+            self._ledger.scalar(self.step, "skipped_steps", self._skipped)
+            self._skipped = 0
+        self._step_began = now
+        self.step += 1
+        if not self.closed:
+            self._begin_step()
+
+    def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients that overflowed are thrown away, and so is what was recorded of them."""
+        if self._step_was_taken() or not self.optimizers or optimizer is not self.optimizers[-1]:
+            return
+        self._skipped += 1
+        if self.calls.armed:
+            self._release_graph()
+            self._ledger.forget_step()
+            self._begin_step()
+
+    def _step_was_taken(self) -> bool:
+        return self.step != self._asked_at
+
+    def _end_armed_step(self, now: float) -> None:
+        self._release_graph()
+        self._pathways.end_step()
+        self.calls.reset()
+        if self._recording:
+            if self._ledger.scale is not None:
+                self._ledger.scalar(self.step, "loss_scale", self._ledger.scale)
+            for group, lr in self._learning_rates().items():
+                self._ledger.scalar(self.step, group, lr)
+            self._ledger.scalar(self.step, "step_seconds", now - self._step_began)
+            self._recorded += 1
+        self._ledger.end_step(self.step)
+        self.maybe_flush()
+
+    # -- pieces ------------------------------------------------------------------------
+
+    def _arm_for_outputs(self, now: bool) -> None:
+        self.calls.keep |= now
+        self.calls.arm()
+
+    def _release_graph(self) -> None:
+        for handle in self._hung:
+            handle.remove()
+        self._hung = []
+
+    def _look_for_new_groups(self) -> None:
+        """`add_param_group` while training: fine-tuning by and by, say."""
+        sizes = _group_sizes(self.optimizers)
+        if sizes != self._groups:
+            self._groups = sizes
+            self._parameters.held_now(_held(self.optimizers))
+
+    def _learning_rates(self) -> dict[str, float]:
+        groups = [g for o in self.optimizers for g in o.param_groups if "lr" in g]
+        if not groups:
+            return {}
+        rates = [float(g["lr"]) for g in groups]
+        if len(set(rates)) == 1:
+            return {"lr": rates[0]}
+        return {f"lr[{i}]": rate for i, rate in enumerate(rates)}
+
+    def _switch_off(self, part: str) -> None:
+        """What a part that failed holds is let go, and the step is told by the others alone."""
+        self._release_graph()
+        self._ledger.forget_step()
+        if part == "pathways":
+            self._pathways.close()
+        elif part == "parameters":
+            self._parameters.free()
+        elif part == "to the file":
+            self.calls.disarm()
+            self._pathways.close()
+            self._recording = False
+
+
+def _held(optimizers: list[torch.optim.Optimizer]) -> set[int]:
+    return {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+
+
+def _group_sizes(optimizers: list[torch.optim.Optimizer]) -> list[int]:
+    return [len(g["params"]) for o in optimizers for g in o.param_groups]
