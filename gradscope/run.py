@@ -19,6 +19,8 @@ KINDS = (
     "parameter",
     "fork",
     "softmax",
+    "activation",
+    "input",
     "crossing",
     "pathway",
     "cut",
@@ -34,6 +36,9 @@ class Metric(NamedTuple):
     definition: str
 
 
+# With several processes, what is measured in the backward pass (modules, forks, softmaxes,
+# crossings, pathways) is of each process's own loss; a parameter's gradient is the one that its
+# optimizer uses, after the processes have averaged theirs.
 METRICS: dict[str, Metric] = {
     "grad_norm": Metric("loss / unit of the tensor", "‖g‖₂ of the gradient"),
     "grad_rms": Metric("loss / unit of the tensor", "‖g‖₂ / √n, n the number of elements"),
@@ -46,10 +51,32 @@ METRICS: dict[str, Metric] = {
     "projection": Metric("fraction", "⟨g_e, g⟩ / ‖g‖²: the edges of a fork sum to 1"),
     "cosine": Metric("", "⟨g_e, g⟩ / (‖g_e‖ ‖g‖)"),
     "cancellation": Metric("fraction", "1 − ‖Σ g_e‖ / Σ ‖g_e‖ over the edges of a fork"),
+    "shard_grad_norm": Metric(
+        "loss / unit of the tensor", "‖g‖₂ of the part of a parameter that this process holds"
+    ),
+    "shard_nonfinite": Metric("elements", "NaN and infinite elements of that part's gradient"),
+    "shard_weight_norm": Metric("unit of the parameter", "‖w‖₂ of that part before the step"),
+    "shard_update_norm": Metric("unit of the parameter", "‖w_after − w_before‖₂ of that part"),
     "entropy": Metric("fraction", "H(p) / log n, mean over softmax rows p of length n"),
     "max_prob": Metric("probability", "max p, mean over softmax rows"),
     "jacobian_norm": Metric("", "‖diag(p) − ppᵀ‖_F, mean over softmax rows"),
     "gain": Metric("fraction", "‖Jᵀg‖ / ‖g‖ across the softmax, all measured rows together"),
+    "saturated_fraction": Metric(
+        "fraction", "share of an activation's elements whose slope is below 2 % of its largest"
+    ),
+    "dead_fraction": Metric(
+        "fraction",
+        "share of an activation's units (channels, or the last dimension) all of whose elements "
+        "were saturated in the last 8 measurements",
+    ),
+    "input_rms": Metric("unit of the data", "√ of the mean square of what the model reads"),
+    "input_offset": Metric("", "|mean| / standard deviation of what the model reads"),
+    "input_spread": Metric("", "RMS of the largest feature over that of the median feature"),
+    "subnormal_fraction": Metric(
+        "fraction",
+        "share of the elements of a float16 gradient, other than 0, below 6.1e-5, where its "
+        "precision ends",
+    ),
     "effective_rank": Metric(
         "dimensions", "(Σλ)²/Σλ² over eigenvalues λ of the covariance of the samples of a batch"
     ),
@@ -85,6 +112,9 @@ class Site:
         alias_of: the site that measures the very same tensor, or "".
         parameters: whether parameters lie directly in the module (not in a submodule).
         note: what a reader must know about the numbers, such as a sample of rows; or "".
+        shards: into how many parts a parameter is split, each held by other processes
+            (`shape` and `numel` are the whole's).
+        shard: which of them the process held that recorded this.
     """
 
     name: str
@@ -97,10 +127,12 @@ class Site:
     alias_of: str = ""
     parameters: bool = False
     note: str = ""
+    shards: int = 1
+    shard: int = 0
 
 
 class Column(NamedTuple):
-    """The key of one time series."""
+    """The key of one time series; `rank`: the process whose numbers they are."""
 
     site: str
     kind: str
@@ -141,7 +173,9 @@ class Run:
     Attributes:
         meta: primitives only: versions, arguments, model summary, timings, `status`
             ("recording" until the scope was closed, then "complete"), `unseen` (a list of
-            {"what", "why"}: what could not be measured).
+            {"what", "why"}: what could not be measured). Of a run of several processes,
+            `processes`: {"world_size", "parts": [{"rank", "status", …}]}, what each of the
+            merged parts said of itself; of a part loaded by its own name, `process`.
         sites: by (kind, name).
         columns: the time series' keys.
         blocks: the numbers.
@@ -199,6 +233,11 @@ class Run:
             seen.append(block.steps[block.present[:, gradients].any(axis=1)])
         return np.unique(np.concatenate(seen)) if seen else np.array([], dtype=np.int64)
 
+    @property
+    def ranks(self) -> list[int]:
+        """The processes that recorded anything, ascending; [0] for a run of one process."""
+        return sorted({c.rank for c in self.columns})
+
     def frame(
         self,
         kind: str | None = None,
@@ -233,13 +272,15 @@ class Run:
     def wide(self, kind: str, metric: str, edge: str | None = "") -> pd.DataFrame:
         """Steps × sites in forward order (aliases left out); for `edge=None`, × (site, edge).
 
-        Several ranks are averaged.
+        Several ranks are averaged; where one of them has a NaN, so has the average.
         """
         table = self.frame(kind, metric, aliases=False)
         if edge is not None:
             table = table[table["edge"] == edge]
         keys = ["site"] if edge is not None else ["site", "edge"]
-        wide = table.groupby(["step", *keys], sort=True)["value"].mean().unstack(keys)
+        groups = table.assign(lost=table["value"].isna()).groupby(["step", *keys], sort=True)
+        mean = groups["value"].mean().mask(groups["lost"].any())
+        wide = mean.unstack(keys)
         order = {s.name: s.order for s in self.sites.values() if s.kind == kind}
         site_of = (lambda c: c) if edge is not None else (lambda c: c[0])
         return wide[sorted(wide.columns, key=lambda c: order.get(site_of(c), 1 << 30))]
