@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from gradscope.capture.ledger import Ledger, Read, absent
-from gradscope.capture.softmaxes import SoftmaxTap, chosen_rows
+from gradscope.capture.softmaxes import SoftmaxRows, SoftmaxTap, rows_note
 from gradscope.capture.taps import Arrived, EdgeSlots, ForkTap, NodeTap, TensorTap
 from gradscope.capture.trouble import Trouble
 from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
@@ -58,6 +59,7 @@ def make_plan(
     paths: dict[nn.Module, str],
     parameters: dict[int, str],
     ledger: Ledger,
+    softmax_rows: SoftmaxRows,
     unseen: Unseen,
     trouble: Trouble,
 ) -> Plan:
@@ -68,13 +70,14 @@ def make_plan(
             another one.
         returned: tensors handed out of the model, which a loss may use directly.
         paths: module paths; `parameters`: names by id.
+        softmax_rows: which rows of large softmaxes are measured.
     """
     names = Names(graph, calls, paths, parameters)
     builder = _Builder(graph, names, start, returned, ledger, unseen, trouble)
     builder.outputs()
     builder.forks()
-    builder.softmaxes()
-    builder.opaque()
+    builder.softmaxes(softmax_rows)
+    builder.opaque(paths)
     return Plan(sorted(builder.taps.items()), builder.leaf_forks)
 
 
@@ -148,7 +151,7 @@ class _Builder:
                 continue
             self._fork(name, place, readers, consumers, escapes)
 
-    def softmaxes(self) -> None:
+    def softmaxes(self, rows: SoftmaxRows) -> None:
         """Softmax and fused-attention nodes, unless the model's very output."""
         taken: dict[str, int] = {}
         for index in sorted(range(len(self.graph.nodes)), key=lambda i: self.names.sequence[i]):
@@ -168,11 +171,6 @@ class _Builder:
             kept = base if ":" in base else f"{base}:softmax"  # the model's own says it already
             name = f"{kept}#{number}" if number else base
             shape = _softmax_shape(node, fused)
-            note = ""
-            rows = int(np.prod(shape[:-1], dtype=np.int64)) if shape else 0
-            if shape and (chosen := chosen_rows(rows, shape[-1])) is not None:
-                what = "entropy, max_prob, jacobian_norm" + (", gain" if fused else "")
-                note = f"{what} from a fixed sample of {len(chosen)} of {rows} rows"
             self.ledger.site(
                 Site(
                     name,
@@ -182,18 +180,23 @@ class _Builder:
                     depth=self.depths[index],
                     shape=shape,
                     numel=int(np.prod(shape, dtype=np.int64)),
-                    note=note,
+                    note=rows_note(shape, fused, rows),
                 )
             )
-            self._node_tap(index).crossing = SoftmaxTap(self.ledger, name, fused, self.unseen)
+            tap = SoftmaxTap(self.ledger, name, fused, rows, self.unseen)
+            self._node_tap(index).crossing = tap
 
-    def opaque(self) -> None:
+    def opaque(self, paths: dict[nn.Module, str]) -> None:
         """Say what autograd does not show."""
         for index, node in enumerate(self.graph.nodes):
             for kind, why in OPAQUE.items():
                 if node.name().startswith(kind):
-                    owner = self.names.owner(index)
-                    self.unseen(f"the inside of {owner or 'a part of the model'}", why)
+                    inside = _module_run(node)
+                    if inside is not None and inside in paths:
+                        what = f"{paths[inside] or 'the model'} and the modules in it"
+                    else:
+                        what = f"the inside of {self.names.owner(index) or 'a part of the model'}"
+                    self.unseen(what, why)
 
     # -- pieces ------------------------------------------------------------------------
 
@@ -355,13 +358,26 @@ def _shape(node: Any, output: int) -> tuple[int, ...]:
     return shape if all(type(n) is int for n in shape) else ()  # nested tensors have none
 
 
+def _module_run(node: Any) -> nn.Module | None:
+    """The module that a reentrant checkpoint runs, if it is one (or its method)."""
+    function = getattr(node, "run_function", None)
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__self__", function)  # of a bound method, its module
+    return function if isinstance(function, nn.Module) else None
+
+
 def _softmax_shape(node: Any, fused: bool) -> tuple[int, ...]:
-    """Shape of p, rows last; () if hooks on saved tensors hide a fused one."""
+    """Shape of p, rows last; () if a fused one does not show it."""
     shape = _shape(node, 0)
     if fused:
-        if node._raw_saved_query.unpack_hook is not None:
-            return ()
-        return (*shape[:-1], node._saved_key.shape[2])
+        made_key, output = node.next_functions[1]
+        if made_key is not None:  # read from the graph: the key itself may have been let go
+            key = _shape(made_key, output)
+        else:
+            hidden = node._raw_saved_key.unpack_hook is not None
+            key = () if hidden else tuple(node._saved_key.shape)
+        return (*shape[:-1], key[2]) if shape and key else ()
     dim = node._saved_dim
     dim -= (1 << 64) if dim >= 1 << 63 else 0
     if shape:

@@ -15,6 +15,7 @@ from gradscope.capture.parameters import Parameters
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
 from gradscope.capture.ranks import Ranks
+from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
 from gradscope.graph.calls import Call, CallRecorder
@@ -38,10 +39,11 @@ class Recorder:
         ledger: Ledger,
         every: int,
         update_every: int,
+        softmax_rows: SoftmaxRows,
     ) -> None:
         self.step = 0
         self.closed = False
-        self._every = every
+        self._every, self._softmax_rows = every, softmax_rows
         self._meta, self._writer, self._ledger = meta, writer, ledger
         self._recorded = 0
         self._with_closure = False
@@ -171,6 +173,7 @@ class Recorder:
                 paths=self.paths,
                 parameters=self._parameter_names,
                 ledger=self._ledger,
+                softmax_rows=self._softmax_rows,
                 unseen=self.note_unseen,
                 trouble=self.trouble,
             )

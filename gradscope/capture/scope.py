@@ -17,6 +17,7 @@ from gradscope.capture.describe import describe
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest
 from gradscope.capture.recorder import Recorder
+from gradscope.capture.softmaxes import SOFTMAX_ROWS, SoftmaxRows
 from gradscope.capture.writer import Writer
 from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError
@@ -32,6 +33,7 @@ def attach(
     every: int = 10,
     flush_every: float = 5.0,
     update_every: int = 8,
+    softmax_rows: SoftmaxRows = "sample",
     name: str | None = None,
     args: dict[str, Any] | None = None,
 ) -> Scope:
@@ -54,6 +56,8 @@ def attach(
         flush_every: seconds between writes; a killed process loses at most that much.
         update_every: training steps between two measurements of a parameter's update, which
             needs a copy of the weights: parameters take turns.
+        softmax_rows: of an attention softmax with more than 65,536 elements, measure a fixed
+            "sample" of about 32,768 elements, or "all" rows. `Site.note` says which it was.
         name: of the run, in reports; by default the file's name.
         args: the run's configuration, kept in `run.meta["args"]`.
 
@@ -70,6 +74,7 @@ def attach(
         every=_positive("every", every),
         flush_every=_seconds("flush_every", flush_every),
         update_every=_positive("update_every", update_every),
+        softmax_rows=_softmax_rows(softmax_rows),
         name=name,
         args=args,
     )
@@ -87,6 +92,7 @@ class Scope:
         every: int,
         flush_every: float,
         update_every: int,
+        softmax_rows: SoftmaxRows,
         name: str | None,
         args: dict[str, Any] | None,
     ) -> None:
@@ -104,11 +110,19 @@ class Scope:
             every=every,
             flush_every=flush_every,
             update_every=update_every,
+            softmax_rows=softmax_rows,
         )
         self._ledger = Ledger()
         self._writer = Writer(out, self._meta, self._ledger, flush_every)
         self._recorder = Recorder(
-            model, optimizers, self._meta, self._writer, self._ledger, every, update_every
+            model,
+            optimizers,
+            self._meta,
+            self._writer,
+            self._ledger,
+            every,
+            update_every,
+            softmax_rows,
         )
         self._at_exit = _close_at_exit(self)
 
@@ -297,6 +311,12 @@ def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
                 f"optimizer= takes a torch.optim.Optimizer, not {type(optimizer).__name__}"
             )
     return several
+
+
+def _softmax_rows(value: SoftmaxRows) -> SoftmaxRows:
+    if value not in SOFTMAX_ROWS:
+        raise GradscopeError(f'softmax_rows= takes "sample" or "all", not {value!r}')
+    return value
 
 
 def _positive(name: str, value: int) -> int:

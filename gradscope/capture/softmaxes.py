@@ -1,26 +1,45 @@
-"""Attention softmaxes as autograd shows them: plain softmax nodes and fused attention."""
+"""Attention softmaxes as autograd shows them: plain softmax nodes and fused attention.
+
+Fused attention never writes its softmax out. Its rows are computed again from the queries
+and keys that the node saved, in blocks, so that memory stays small whatever the number of
+rows. The log-sum-exp that the kernels save is not used: exp(logits − lse) takes longer than a
+softmax of the block (4.5 against 0.6 ns an element on one CPU thread) and loses digits where
+logits are large; and the largest probability and the gain need the rows in any case.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from gradscope.capture.ledger import Ledger, Read
-from gradscope.quantities.norm import norm
-from gradscope.quantities.softmax import softmax_state, some_rows
+from gradscope.capture.saved import Saved, UnreadableError, saved_tensor
+from gradscope.quantities.norm import Scalar, norm
+from gradscope.quantities.softmax import softmax_state, softmax_sums, some_rows
 from gradscope.run import Column
+
+SoftmaxRows = Literal["sample", "all"]
+SOFTMAX_ROWS: tuple[SoftmaxRows, ...] = get_args(SoftmaxRows)
 
 STATE = ("entropy", "max_prob", "jacobian_norm")
 # Softmaxes of up to this many elements are measured whole, larger ones on a sample of rows
-# with about this many elements: log costs about a nanosecond an element.
+# with about this many elements, unless all rows are asked for.
 EXACT_ELEMENTS = 1 << 16
 SAMPLE_ELEMENTS = 1 << 15
 MIN_ROWS = 64
+# Elements of the rows at hand at a time: what fits a CPU's cache, and what keeps an
+# accelerator busy.
+CPU_BLOCK, DEVICE_BLOCK = 1 << 17, 1 << 24
 
 Gradients = tuple[Tensor | None, ...]
+# A block of rows: p (R, n), and for fused attention the gradients dP and dS on either side.
+Block = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Gain:
@@ -40,12 +59,12 @@ class Gain:
 class SoftmaxTap:
     """Measures one softmax when the backward pass crosses it.
 
-    Its result is read from the node (no forward hook), unless hooks on saved tensors
-    guard it: under non-reentrant checkpointing a second reading would make torch raise
-    inside the user's backward pass.
+    What it computed is read from its node: nothing is added to the forward pass.
     """
 
-    def __init__(self, ledger: Ledger, site: str, fused: bool, unseen: Any) -> None:
+    def __init__(
+        self, ledger: Ledger, site: str, fused: bool, rows: SoftmaxRows, unseen: Any
+    ) -> None:
         self._ledger = ledger
         self._state = [
             ledger.plain(Column(site, "softmax", "", metric), mode="mean") for metric in STATE
@@ -54,73 +73,148 @@ class SoftmaxTap:
         self._leaving = ledger.slot("gain out", site)
         gain = Gain(self._arriving, self._leaving, Column(site, "softmax", "", "gain"))
         ledger.emitter_once(("gain", site), gain, [self._arriving])
-        self._fused = fused
+        self._fused, self._rows = fused, rows
         self._site = site
         self._unseen = unseen
 
     def saved(self, node: Any) -> list[Any]:
-        """What is needed of a node's saved tensors; nothing where hooks guard them."""
-        guarded = node._raw_saved_query if self._fused else node._raw_saved_result
-        if guarded.unpack_hook is None:
-            return [FusedInputs.of(node) if self._fused else PlainResult.of(node)]
-        what = "entropy, max_prob, jacobian_norm" + (", gain" if self._fused else "")
-        self._unseen(
-            f"{self._site}: {what}",
-            "what it saved is held by saved-tensor hooks (activation checkpointing or "
-            "offloading), where reading it would stop the backward pass",
-        )
-        return []
+        """What is needed of a node's saved tensors; nothing where they can't be read."""
+        if self._fused and _dropout(node):
+            self._unseen(
+                f"{self._site}: gain", "fused attention does not show which weights it dropped"
+            )
+        try:
+            return [fused_inputs(node) if self._fused else plain_result(node)]
+        except UnreadableError as error:
+            self._cannot(error)
+            return []
 
     def __call__(self, saved: list[Any], grad_inputs: Gradients, grad_outputs: Gradients) -> None:
-        if not self._fused:
-            self._gain(grad_outputs[0], grad_inputs[0])
+        g = grad_outputs[0]
+        if not self._fused and g is not None and grad_inputs[0] is not None:
+            self._gain([norm(g)], [norm(grad_inputs[0])])
         if not saved:
             return
-        if self._fused:
-            p, arriving, leaving = saved[0].rows(grad_outputs[0])
-            self._gain(arriving, leaving)
-        else:
-            p = saved[0].rows()
-        self._add_state(p)
+        try:
+            softmax = saved[0].read()
+        except UnreadableError as error:
+            self._cannot(error)
+            return
+        sums: list[Tensor] = []
+        arriving: list[Scalar] = []
+        leaving: list[Scalar] = []
+        for p, dp, ds in softmax.blocks(g, self._rows):
+            sums.append(softmax_sums(p))
+            if dp is not None and ds is not None:
+                arriving.append(norm(dp))
+                leaving.append(norm(ds))
+        self._gain(arriving, leaving)
+        if sums:
+            state = softmax_state(torch.stack(sums).sum(0))
+            values = state.tolist() if state.is_cpu else state.unbind()
+            for slot, value in zip(self._state, values, strict=True):
+                self._ledger.add(slot, value)
 
-    def _gain(self, arriving: Tensor | None, leaving: Tensor | None) -> None:
-        if arriving is not None and leaving is not None:
-            self._ledger.add(self._arriving, norm(arriving))
-            self._ledger.add(self._leaving, norm(leaving))
+    def _gain(self, arriving: list[Scalar], leaving: list[Scalar]) -> None:
+        if arriving:
+            self._ledger.add(self._arriving, _together(arriving))
+            self._ledger.add(self._leaving, _together(leaving))
 
-    def _add_state(self, rows: Tensor) -> None:
-        state = softmax_state(rows)
-        values = state.tolist() if state.is_cpu else state.unbind()
-        for slot, value in zip(self._state, values, strict=True):
-            self._ledger.add(slot, value)
+    def _cannot(self, error: UnreadableError) -> None:
+        what = "entropy, max_prob, jacobian_norm" + (", gain" if self._fused else "")
+        self._unseen(f"{self._site}: {what}", str(error))
 
 
-def chosen_rows(rows: int, n: int) -> Tensor | None:
+def _together(norms: list[Scalar]) -> Scalar:
+    """‖·‖₂ of a whole from those of its parts."""
+    if len(norms) == 1:
+        return norms[0]
+    return norm(torch.stack([torch.as_tensor(n, dtype=torch.float64) for n in norms]))
+
+
+def rows_note(shape: tuple[int, ...], fused: bool, asked: SoftmaxRows) -> str:
+    """How many rows of a softmax of this shape (rows last) are measured."""
+    if not shape:
+        return ""
+    rows = math.prod(shape[:-1])
+    chosen = chosen_rows(rows, shape[-1], asked)
+    if chosen is None:
+        return "all rows"
+    what = "entropy, max_prob, jacobian_norm" + (", gain" if fused else "")
+    return f"{what} from a fixed sample of {len(chosen)} of {rows} rows"
+
+
+def chosen_rows(rows: int, n: int, asked: SoftmaxRows) -> Tensor | None:
     """Which rows are measured; None for all of them."""
-    if rows * n <= EXACT_ELEMENTS:
+    if asked == "all" or rows * n <= EXACT_ELEMENTS:
         return None
     return some_rows(rows, max(MIN_ROWS, SAMPLE_ELEMENTS // n))
+
+
+def _block_rows(n: int, x: Tensor) -> int:
+    """Number of rows of length n to have at hand at a time."""
+    return max(1, (CPU_BLOCK if x.is_cpu else DEVICE_BLOCK) // max(n, 1))
+
+
+@dataclass
+class Later:
+    """A softmax whose tensors can be read when its node has run."""
+
+    tensors: list[Saved | None]
+    make: Callable[..., PlainResult | FusedInputs]
+
+    def read(self) -> PlainResult | FusedInputs:
+        return self.make(*(t if t is None else t.read() for t in self.tensors))
+
+
+def plain_result(node: Any) -> Later:
+    """Result of a plain softmax."""
+    dim = node._saved_dim
+    if dim >= 1 << 63:  # torch shows a negative dimension as unsigned
+        dim -= 1 << 64
+    return Later([saved_tensor(node, "result")], partial(PlainResult, dim))
 
 
 class PlainResult(NamedTuple):
     """Result p of a softmax over dimension `dim`."""
 
-    p: Tensor
     dim: int
+    p: Tensor
 
-    @classmethod
-    def of(cls, node: Any) -> PlainResult:
-        dim = node._saved_dim
-        if dim >= 1 << 63:  # torch shows a negative dimension as unsigned
-            dim -= 1 << 64
-        return cls(node._saved_result.detach(), dim)
-
-    def rows(self) -> Tensor:
+    def blocks(self, g: Tensor | None, asked: SoftmaxRows) -> Iterator[Block]:
         """Measured rows (R, n), whichever dimension the softmax was taken over."""
         n = self.p.shape[self.dim]
         rows = self.p.movedim(self.dim, -1).reshape(-1, n)
-        chosen = chosen_rows(rows.shape[0], n)
-        return rows if chosen is None else rows[chosen.to(rows.device)]
+        chosen = chosen_rows(rows.shape[0], n, asked)
+        if chosen is not None:
+            rows = rows[chosen.to(rows.device)]
+        for block in rows.split(_block_rows(n, rows)):
+            yield block, None, None
+
+
+def fused_inputs(node: Any) -> Later:
+    """What a node of fused attention saved."""
+    mask = "attn_bias" if hasattr(node, "_raw_saved_attn_bias") else "attn_mask"
+    names = ["query", "key", "value", *([mask] if hasattr(node, f"_raw_saved_{mask}") else [])]
+    make = partial(_fused, node._saved_is_causal, node._saved_scale, _dropout(node))
+    return Later([saved_tensor(node, name) for name in names], make)
+
+
+def _dropout(node: Any) -> float:
+    return float(getattr(node, "_saved_dropout_p", 0.0))
+
+
+def _fused(
+    causal: bool,
+    scale: float | None,
+    dropout: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+) -> FusedInputs:
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return FusedInputs(q, k, v, mask, causal, scale, dropout)
 
 
 class FusedInputs(NamedTuple):
@@ -133,32 +227,30 @@ class FusedInputs(NamedTuple):
     mask: Tensor | None
     causal: bool
     scale: float
+    dropout: float
 
-    @classmethod
-    def of(cls, node: Any) -> FusedInputs:
-        q, k, v = (t.detach() for t in (node._saved_query, node._saved_key, node._saved_value))
-        scale = node._saved_scale
-        if scale is None:
-            scale = 1 / math.sqrt(q.shape[-1])
-        mask = _mask(node)
-        if mask is not None:
-            mask = mask.detach()
-        return cls(q, k, v, mask, node._saved_is_causal, scale)
-
-    def rows(self, g: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def blocks(self, g: Tensor | None, asked: SoftmaxRows) -> Iterator[Block]:
         """Measured rows of the softmax inside, with the gradients on either side of it.
 
-        For the chosen rows r = (b, h, i), with g (B, H, Q, E) = ∂L/∂output:
-        p_r = softmax(scale · q_r kᵀ + mask), dP_r = g_r vᵀ, dS_r = p_r ∘ (dP_r − ⟨dP_r, p_r⟩).
+        Args:
+            g: (B, H, Q, E) = ∂L/∂output.
 
-        Returns:
-            p (R, K), dP (R, K) and dS (R, K); dP and dS are None without g.
+        Yields:
+            p (R, K), dP (R, K) and dS (R, K); no dP and dS without g, or where weights were
+            dropped, since which is not known.
         """
+        rows, K = math.prod(self.q.shape[:3]), self.k.shape[2]
+        chosen = chosen_rows(rows, K, asked)
+        chosen = torch.arange(rows) if chosen is None else chosen  # on the host: no waiting
+        for r in chosen.split(_block_rows(K, self.q)):
+            yield self._rows(r, None if self.dropout else g)
+
+    def _rows(self, r: Tensor, g: Tensor | None) -> Block:
+        """Rows r = (b, h, i): p_r = softmax(scale · q_r kᵀ + mask), dP_r = g_r vᵀ,
+        dS_r = p_r ∘ (dP_r − ⟨dP_r, p_r⟩)."""
         q, k = self.q, self.k
         B, H, Q, _ = q.shape
         K = k.shape[2]
-        chosen = chosen_rows(B * H * Q, K)
-        r = torch.arange(B * H * Q) if chosen is None else chosen  # on the host: no waiting
         b, h, i = r // (H * Q), r // Q % H, r % Q
         kv = h // (H // k.shape[1])
         pairs = _pairs(b * k.shape[1] + kv, k.shape[1], q.device)
@@ -201,11 +293,3 @@ def _by_row(x: Tensor, y: Tensor, pairs: Pairs) -> Tensor:
     for b, h, rows in pairs:
         out[rows] = x[rows] @ y[b, h].to(x.dtype).T
     return out
-
-
-def _mask(node: Any) -> Tensor | None:
-    for name in ("_saved_attn_mask", "_saved_attn_bias"):
-        mask = getattr(node, name, None)
-        if mask is not None:
-            return mask
-    return None

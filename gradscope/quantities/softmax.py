@@ -17,11 +17,22 @@ from torch import Tensor
 TINY = 1e-38  # p·log p is 0 at p = 0: the smallest normal float32 keeps log finite
 
 
-def softmax_state(p: Tensor) -> Tensor:
-    """Means over rows of (normalised entropy H/log n, max p, ‖J‖_F). p: (R, n) → (3,).
+def softmax_state(sums: Tensor) -> Tensor:
+    """Means over rows of (normalised entropy H/log n, max p, ‖J‖_F). (4,) → (3,).
+
+    Args:
+        sums: of `softmax_sums`, added up over the blocks of rows.
+
+    NaN where no row has any probability.
+    """
+    return sums[:3] / sums[3]
+
+
+def softmax_sums(p: Tensor) -> Tensor:
+    """Sums over rows of (normalised entropy, max p, ‖J‖_F, 1). p: (R, n) → (4,) of ≥ float32.
 
     Rows without any probability, in which everything was masked, are left out. The entropy
-    of a row of length 1 is 0.
+    of a row of length 1 is 0. Sums of several blocks of rows add up.
     """
     if p.dtype not in (torch.float32, torch.float64):
         p = p.float()
@@ -37,16 +48,15 @@ def softmax_state(p: Tensor) -> Tensor:
     r3 = square.mul_(others).sum(-1)
     jacobian = (m * m * (r1 * r1 + 2 * r2) + (r2 - 2 * r3) + r2 * r2).sqrt_()
     scale = math.log(n) if n > 1 else 1.0
-    rows = torch.stack([entropy / scale, m, jacobian])  # (3, R)
     told = m > 0
-    return torch.where(told, rows, 0.0).sum(-1) / told.sum()
+    rows = torch.stack([entropy / scale, m, jacobian, torch.ones_like(m)])  # (4, R)
+    return torch.where(told, rows, 0.0).sum(-1)
 
 
 def some_rows(rows: int, limit: int) -> Tensor | None:
     """Indices of `limit` rows out of `rows`, the same at every step; None for all of them.
 
-    A stride that shares no factor with the usual sizes visits batch, heads and positions
-    evenly. A seeded draw without touching the global random state.
+    A seeded draw without touching the global random state.
     """
     if rows <= limit:
         return None

@@ -79,7 +79,7 @@ def test_plain_softmax_over_any_dimension(dim, how):
     site = "inner.module" if how == "module" else "inner"
     assert recorded_at(run, site) == close(expected)
     assert run.sites[("softmax", site)].shape[-1] == twin.p.shape[dim]
-    assert run.sites[("softmax", site)].note == ""
+    assert run.sites[("softmax", site)].note == "all rows"
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -281,7 +281,7 @@ def test_fused_attention_equals_rows_written_out(variant):
     )
     assert recorded_at(run, "inner") == close(expected)
     site = run.sites[("softmax", "inner")]
-    assert site.note == ""
+    assert site.note == "all rows"
     assert site.shape == (2, options.get("heads", 2), 5, 5)
 
 
