@@ -7,6 +7,10 @@ only, and the numbers are appended to `run.pt.journal` beside it: a frame there 
 written by `torch.save`. Appending costs the same at step 10 and at step 10⁶, and a process
 that is killed loses at most the frame being written. `load` merges the two; closing the
 recording writes one complete run.pt and removes the journal.
+
+Of several processes that train together, rank 0 writes run.pt and rank r writes run.rank<r>.pt,
+each with its journal; `meta["process"]` names the launch. `load("run.pt")` puts those of one
+launch together, and `load("run.rank1.pt")` opens that part alone.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -25,6 +30,7 @@ import numpy as np
 import torch
 
 from gradscope.errors import RunError
+from gradscope.merging import merge
 from gradscope.run import Block, Column, Run, Site
 
 FORMAT = "gradscope.run"
@@ -35,11 +41,66 @@ _FRAME = struct.Struct("<QI")
 def load(path: str | os.PathLike[str]) -> Run:
     """Open a recorded run, complete or still being recorded or killed.
 
+    Of a run of several processes, the first one's file stands for all of their parts that are
+    there, also where it is missing itself.
+
     Raises:
         RunError: if there is no such file, or it is no gradscope run.
     """
     path = Path(path)
+    beside = _parts_beside(path)
+    alone = path.exists() or not beside
+    first = _load_part(path) if alone else _newest(path, beside)
+    process = first.meta.get("process")
+    if process is None or (alone and process["rank"] != 0):
+        return first  # of one process, or opened by its own name
+    parts, damaged = [first] if alone else [], []
+    for rank, file in sorted(beside.items()):
+        try:
+            part = _load_part(file)
+        except RunError as error:
+            damaged.append({"what": f"the part of rank {rank}", "why": str(error)})
+            continue
+        if part.meta.get("process", {}).get("launch") == process["launch"]:
+            parts.append(part)
+    run = merge(parts)
+    run.meta["unseen"] = [*run.meta["unseen"], *damaged]
+    run.blocks, run.path = _merge(run.blocks), path
+    return run
+
+
+def part_path(path: Path, rank: int) -> Path:
+    """Where a process of that rank writes, if the first of them writes to `path`."""
+    return path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
+
+
+def _parts_beside(path: Path) -> dict[int, Path]:
+    """Rank → file of what may be further parts of a run."""
+    names = re.compile(rf"{re.escape(path.stem)}\.rank([1-9]\d*){re.escape(path.suffix)}")
+    try:
+        files = list(path.parent.iterdir())
+    except OSError:
+        return {}
+    return {int(m[1]): f for f in files if (m := names.fullmatch(f.name))}
+
+
+def _newest(path: Path, beside: dict[int, Path]) -> Run:
+    """A part of the latest launch, where the first process left nothing."""
+    found = []
+    for file in beside.values():
+        with contextlib.suppress(RunError):
+            found.append(_load_part(file))
+    found = [part for part in found if "process" in part.meta]
+    if not found:
+        return _load_part(path)  # which says that it is not there
+    return max(found, key=lambda part: str(part.meta.get("created")))
+
+
+def _load_part(path: Path) -> Run:
+    """What one file and its journal hold."""
     state = _read(path)
+    if state.get("status") != "complete" and not journal_path(path).exists():
+        state = _read(path)  # completed in this very moment
     version = state.get("schema_version")
     if version != SCHEMA_VERSION:
         raise RunError(
@@ -51,11 +112,20 @@ def load(path: str | os.PathLike[str]) -> Run:
         if state["status"] != "complete":
             for part in _frames(journal_path(path)):
                 _extend(run, part)
+        if "process" in run.meta:
+            _check_process(run.meta["process"])
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise RunError(f"{path} is a damaged gradscope run ({error}); record it again") from error
     run.blocks = _merge(run.blocks)
     run.path = path
     return run
+
+
+def _check_process(process: dict[str, Any]) -> None:
+    if not 0 <= process["rank"] < process["world_size"]:
+        raise ValueError(f"rank {process['rank']} of {process['world_size']}")
+    if not isinstance(process["launch"], str):
+        raise TypeError("a launch without a name")
 
 
 def save(run: Run, path: str | os.PathLike[str]) -> None:
@@ -112,7 +182,7 @@ class Journal:
     def finish(self) -> Run:
         """Close the journal and put one complete run.pt in its place."""
         self._file.close()
-        run = load(self.path)
+        run = _load_part(self.path)
         run.meta["status"] = "complete"
         save(run, self.path)
         journal_path(self.path).unlink(missing_ok=True)
