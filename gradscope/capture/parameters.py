@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.ledger import Ledger
+from gradscope.capture.shards import Shard, local, local_gradient, shard_of, spread
 from gradscope.quantities.norm import norms
 from gradscope.run import Column, Site
 
@@ -20,8 +21,27 @@ FIRST_STEP_ELEMENTS = 1 << 25
 NOT_HELD = "not in the optimizer"  # Site.note
 
 
-# A parameter and its slots: grad_norm, weight_norm, update_ratio, nonfinite.
-Reading = tuple[nn.Parameter, tuple[int, int, int, int]]
+@dataclass(frozen=True)
+class Reading:
+    """A parameter and the slots for what is read of it.
+
+    Attributes:
+        update: of ‖Δw‖/‖w‖; of a parameter in `shards` parts, of this part's ‖Δw‖. All that is
+            read of such a parameter is this part's, and is put together with the other
+            processes' when their files are loaded.
+    """
+
+    parameter: nn.Parameter
+    gradient: int
+    weight: int
+    update: int
+    nonfinite: int
+    shards: int
+
+    @property
+    def share(self) -> int:
+        """Elements of a part; the same number on all processes."""
+        return self.parameter.numel() // self.shards
 
 
 class Parameters:
@@ -52,15 +72,15 @@ class Parameters:
         """Read the gradients now in `.grad`, which the optimizer will divide by `scale`."""
         if any(p.requires_grad for _, p in self._frozen.values()):
             self._thaw()
-        found = [(s, g) for p, s in self._readings if (g := p.grad) is not None]
+        found = [(r, g) for r in self._readings if (g := local_gradient(r.parameter)) is not None]
         sizes = norms([g for _, g in found])
-        self._ledger.slots.extend([s[0] for s, _ in found])
+        self._ledger.slots.extend([r.gradient for r, _ in found])
         self._ledger.values.extend(sizes if scale is None else [s / scale for s in sizes])
-        for (slots, g), size in zip(found, sizes, strict=True):
+        for (reading, g), size in zip(found, sizes, strict=True):
             if isinstance(size, float) and not math.isfinite(size):
                 g = g.coalesce().values() if g.is_sparse else g
                 count = g.numel() - int(torch.isfinite(g).sum())
-                self._ledger.add(slots[3], float(count))
+                self._ledger.add(reading.nonfinite, float(count))
 
     def held_now(self, held: set[int]) -> None:
         """Parameters with these ids are the optimizers' from now on."""
@@ -78,22 +98,21 @@ class Parameters:
             if not parameter.requires_grad:
                 continue
             del self._frozen[name]
-            slots = (
-                ledger.plain(Column(name, "parameter", "", "grad_norm")),
-                ledger.plain(Column(name, "parameter", "", "weight_norm"), mode="last"),
-                ledger.plain(Column(name, "parameter", "", "update_ratio"), mode="last"),
-                ledger.plain(Column(name, "parameter", "", "nonfinite"), mode="sum"),
-            )
-            self._readings.append((parameter, slots))
+            shard = shard_of(parameter)
+            if shard is None:
+                continue
+            self._readings.append(_reading(ledger, name, parameter, shard))
             ledger.site(
                 Site(
                     name,
                     "parameter",
-                    type=type(parameter).__name__,
+                    type="Parameter" if spread(parameter) else type(parameter).__name__,
                     order=order,
                     shape=tuple(parameter.shape),
                     numel=parameter.numel(),
                     note="" if id(parameter) in self._held else NOT_HELD,
+                    shards=shard.count,
+                    shard=shard.index,
                 )
             )
         self._groups = _balanced(self._readings, self._turns)
@@ -107,18 +126,19 @@ class Parameters:
             if (batch := whole.with_gradients()) is not None
         ]
         for batch in self._copied:
-            torch._foreach_copy_(batch.copies, batch.weights)
+            torch._foreach_copy_(batch.copies, batch.weights())
 
     def after_update(self) -> None:
         """Compare the weights with their copies."""
         copied, self._copied = self._copied, []
         for batch in copied:
             weights = norms(batch.copies)
-            torch._foreach_sub_(batch.copies, batch.weights)
+            torch._foreach_sub_(batch.copies, batch.weights())
             updates = norms(batch.copies)
-            self._ledger.slots.extend(batch.slots)
-            self._ledger.values.extend(weights)
-            self._ledger.values.extend(map(_ratio, updates, weights))
+            for reading, update, weight in zip(batch.readings, updates, weights, strict=True):
+                self._ledger.add(reading.weight, weight)
+                split = reading.shards > 1
+                self._ledger.add(reading.update, update if split else _ratio(update, weight))
 
     def free(self) -> None:
         """Let go of the parameters and their copies."""
@@ -127,7 +147,7 @@ class Parameters:
 
     def _batches(self, recorded: int) -> list[_Batch]:
         turn = recorded % self._turns
-        if recorded == 0 and sum(p.numel() for p, _ in self._readings) < FIRST_STEP_ELEMENTS:
+        if recorded == 0 and sum(r.share for r in self._readings) < FIRST_STEP_ELEMENTS:
             return self._make_batches(self._readings)
         if turn not in self._turn_batches:
             self._turn_batches[turn] = self._make_batches(self._groups[turn])
@@ -140,56 +160,59 @@ class Parameters:
         costs more than copying.
         """
         kinds: dict[tuple[torch.device, torch.dtype], list[Reading]] = {}
-        for parameter, slots in readings:
-            if type(parameter.data) is Tensor and parameter.layout is torch.strided:
-                kinds.setdefault((parameter.device, parameter.dtype), []).append((parameter, slots))
+        for reading in readings:
+            here = local(reading.parameter.data)
+            if type(here) is Tensor and here.layout is torch.strided:
+                kinds.setdefault((here.device, here.dtype), []).append(reading)
         batches = []
         for key, members in kinds.items():
-            sizes = [p.numel() for p, _ in members]
+            shapes = [local(r.parameter).shape for r in members]
+            sizes = [shape.numel() for shape in shapes]
             buffer = self._scratch.get(key)
             if buffer is None or buffer.numel() < sum(sizes):
                 buffer = torch.empty(sum(sizes), device=key[0], dtype=key[1])
                 if len(members) < len(self._readings) or self._turns == 1:
                     self._scratch[key] = buffer  # that of the first step is let go
             pieces = buffer[: sum(sizes)].split(sizes)
-            copies = [v.view(p.shape) for v, (p, _) in zip(pieces, members, strict=True)]
-            batches.append(
-                _Batch(
-                    [p for p, _ in members],
-                    copies,
-                    [s[1] for _, s in members],
-                    [s[2] for _, s in members],
-                )
-            )
+            copies = [v.view(shape) for v, shape in zip(pieces, shapes, strict=True)]
+            batches.append(_Batch(members, copies))
         return batches
 
 
 @dataclass
 class _Batch:
-    """Weights of one device and dtype, and where they are copied to."""
+    """Parameters of one device and dtype, and where their weights are copied to."""
 
-    weights: list[Tensor]
+    readings: list[Reading]
     copies: list[Tensor]
-    weight_slots: list[int]
-    ratio_slots: list[int]
 
-    @property
-    def slots(self) -> list[int]:
-        return self.weight_slots + self.ratio_slots
+    def weights(self) -> list[Tensor]:
+        return [local(r.parameter) for r in self.readings]
 
     def with_gradients(self) -> _Batch | None:
         """Those that the optimizer is about to update."""
-        has = [p.grad is not None for p in self.weights]
+        has = [local_gradient(r.parameter) is not None for r in self.readings]
         if all(has):
             return self
         if not any(has):
             return None
-        return _Batch(
-            list(compress(self.weights, has)),
-            list(compress(self.copies, has)),
-            list(compress(self.weight_slots, has)),
-            list(compress(self.ratio_slots, has)),
-        )
+        return _Batch(list(compress(self.readings, has)), list(compress(self.copies, has)))
+
+
+def _reading(ledger: Ledger, name: str, parameter: nn.Parameter, shard: Shard) -> Reading:
+    split = shard.count > 1
+
+    def slot(metric: str, whole: str, mode: str = "rss") -> int:
+        return ledger.plain(Column(name, "parameter", "", metric if split else whole), mode=mode)
+
+    return Reading(
+        parameter,
+        gradient=slot("shard_grad_norm", "grad_norm"),
+        weight=slot("shard_weight_norm", "weight_norm", mode="last"),
+        update=slot("shard_update_norm", "update_ratio", mode="last"),
+        nonfinite=slot("shard_nonfinite", "nonfinite", mode="sum"),
+        shards=shard.count,
+    )
 
 
 def _ratio(update: Any, weight: Any) -> Any:
@@ -204,8 +227,8 @@ def _balanced(readings: list[Reading], turns: int) -> list[list[Reading]]:
     """Parameters in `turns` groups of about equal numbers of elements, largest first."""
     groups: list[list[Reading]] = [[] for _ in range(turns)]
     loads = [0] * turns
-    for reading in sorted(readings, key=lambda r: -r[0].numel()):
+    for reading in sorted(readings, key=lambda r: -r.parameter.numel()):
         lightest = loads.index(min(loads))
         groups[lightest].append(reading)
-        loads[lightest] += reading[0].numel()
+        loads[lightest] += reading.parameter.numel()
     return groups
