@@ -1,6 +1,7 @@
 """Forks equal what separate copies of the tensor, one for every reader, receive."""
 
 import copy
+from itertools import chain
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.reference.cases import CASES, every_case
 from tests.reference.gradients import fork_terms, fork_values, output_identities
-from tests.reference.networks import CASES, data, weighted
+from tests.reference.graph_by_hand import Span, forks
+from tests.reference.networks import data, weighted
 from tests.reference.recording import fork_at, record, train_steps
 
 # Inside recurrent networks and checkpoints, readers of a copy are not the graph's edges.
@@ -95,11 +98,70 @@ def test_every_fork_of_a_module_output(name):
     assert checked
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_invariants_of_all_forks(name):
+def described(run, step):
+    """What a run says about every fork of a step, as `fork_values` puts it; names left out."""
+    table = run.frame("fork")
+    for site in table[table["step"] == step]["site"].unique():
+        found = fork_at(run, site, step)
+        yield {
+            "grad_norm": found["grad_norm"],
+            "cancellation": found["cancellation"],
+            **{key: sorted(chain(*found[key].values())) for key in ("norms", "cosines")},
+        }
+
+
+def expected_forks(case, twin, steps):
+    """The same of every step, by calling the graph's nodes by hand."""
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
+    span = Span(twin)
+    for step in range(steps):
+        torch.manual_seed(step)
+        loss = case.loss(twin, step)
+        found = []
+        for inside, outside in forks(loss, span):
+            terms = dict(enumerate([[g] for g in [*inside, outside] if g is not None]))
+            whole = fork_values(terms)
+            for key in ("norms", "cosines"):
+                whole[key] = sorted(chain(*whole[key].values()))
+            del whole["projection"]  # the invariants tie it to the cosine
+            found.append(whole)
+        yield found
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    span.remove()
+
+
+def near(found, expected):
+    """Whether a recorded fork is this one."""
+    # A nearly cancelled sum leaves few digits of the cosines.
+    digits = min(1e6, sum(expected["norms"]) / (expected["grad_norm"] or 1))
+    return (
+        len(found["norms"]) == len(expected["norms"])
+        and len(found["cosines"]) == len(expected["cosines"])
+        and found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5 * digits, abs=1e-12)
+        and found["norms"] == pytest.approx(expected["norms"], rel=1e-4, abs=1e-12)
+        and found["cosines"] == pytest.approx(expected["cosines"], rel=1e-4, abs=1e-5 * digits)
+        and found["cancellation"] == pytest.approx(expected["cancellation"], abs=1e-5)
+    )
+
+
+@pytest.mark.parametrize("name", every_case("forks"))
+def test_every_edge_of_every_fork(name):
+    """Operations' forks, parameters' and inputs' included: each of the graph's is recorded once."""
     case = CASES[name]
-    model, _ = case.pair()
-    assert_invariants(record(model, lambda opt: train_steps(model, case.loss, opt, 2)))
+    model, twin = case.pair()
+    run = record(model, lambda opt: train_steps(model, case.loss, opt, 2))
+    assert_invariants(run)
+    total = 0
+    for step, expected in enumerate(expected_forks(case, twin, 2)):
+        found = list(described(run, step))
+        total += len(expected)
+        for fork in expected:
+            (same, *_) = [f for f in found if near(f, fork)] or pytest.fail(f"not found: {fork}")
+            found.remove(same)
+        assert not found, "recorded, but not in the graph"
+    assert bool(total) == ("forks" not in case.lacks)
 
 
 def test_input_that_requires_grad():

@@ -1,10 +1,10 @@
-"""Gradients at module outputs equal `retain_grad`'s, for models as users write them."""
+"""Gradients at module outputs equal those at plain tensor hooks, for models as users write them."""
 
 import pytest
 import torch
 
+from tests.reference.cases import CASES, every_case
 from tests.reference.gradients import watched_outputs
-from tests.reference.networks import CASES
 from tests.reference.recording import record, train_steps, values
 
 STEPS = 3
@@ -25,8 +25,8 @@ def twin_steps(model, loss_of, steps=STEPS):
     return norms, rms
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_same_sites_and_norms_as_retain_grad(name):
+@pytest.mark.parametrize("name", every_case("module gradients"))
+def test_same_sites_and_norms_as_a_tensor_hook(name):
     case = CASES[name]
     model, twin = case.pair()
     norms, rms = twin_steps(twin, case.loss)

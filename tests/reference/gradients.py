@@ -1,7 +1,7 @@
 """What `gradscope.attach` must record, computed the slow and obvious way.
 
-Nothing here walks an autograd graph or hooks a node: module outputs are kept by plain
-forward hooks and asked for their `.grad`; the terms of a fork come from running the model
+Nothing here walks an autograd graph or hooks a node: module outputs, found by plain forward
+hooks, tell their gradient to plain tensor hooks; the terms of a fork come from running the model
 again with a separate copy of the tensor for every reader; softmax quantities are loops over
 rows with a dense Jacobian, in float64.
 """
@@ -106,51 +106,47 @@ class ModuleCalls:
 
 
 class OutputGradients:
-    """Gradients at all module outputs, by `Tensor.retain_grad`, over a step's forward passes.
+    """Gradients at all module outputs, by `Tensor.register_hook`, over a step's backward passes.
 
-    A module that hands out a parameter, or an input that requires a gradient, made no tensor:
-    leaves are left out.
+    A tensor that is changed in place later on still tells the gradient of what the module
+    returned. A module that hands out a parameter, or an input that requires a gradient, made
+    no tensor: leaves are left out.
 
     A model that is used by pieces never calls its root: call `new_forward()` before each of
     its forward passes.
     """
 
     def __init__(self, model):
-        self.forwards = []
-        self._calls = ModuleCalls(model, self._keep, lambda: self.forwards.append({}))
+        self._gradients = {}
+        self._calls = ModuleCalls(model, self._keep)
 
     def _keep(self, site, tensor):
+        found = self._gradients.setdefault(site, [])
         if tensor.requires_grad and not tensor.is_leaf:
-            tensor.retain_grad()
-            self.forwards[-1][site] = tensor
+            # None comes where another output of the same operation alone was read.
+            tensor.register_hook(lambda g: None if g is None else found.append(g))
 
     def new_forward(self):
         self._calls.restart()
-        self.forwards.append({})
 
     def clear(self):
         """A new optimizer step begins."""
-        self.forwards = []
+        self._gradients = {}
         self._calls.restart()
 
     def gradients(self):
-        """site -> list of gradients, one per forward pass in which the site got one."""
-        found = {}
-        for outputs in self.forwards:
-            for site, tensor in outputs.items():
-                if tensor.grad is not None:
-                    found.setdefault(site, []).append(tensor.grad)
-        return found
+        """site -> list of gradients, one per backward pass in which the site got one."""
+        return {site: grads for site, grads in self._gradients.items() if grads}
 
     def norms(self):
-        """site -> grad_norm: root-sum-square over the step's forward passes."""
+        """site -> grad_norm: root-sum-square over the step's backward passes."""
         return {
             site: math.sqrt(sum(norm(g) ** 2 for g in grads)) if len(grads) > 1 else norm(grads[0])
             for site, grads in self.gradients().items()
         }
 
     def rms(self):
-        """site -> grad_rms: over all elements of the step's forward passes."""
+        """site -> grad_rms: over all elements of the step's backward passes."""
         norms = self.norms()
         return {
             site: norms[site] / math.sqrt(sum(g.numel() for g in grads))

@@ -25,11 +25,13 @@ class Case:
         loss: (model, step) -> loss; draws its data from `data(step, ...)`.
         twin: () -> a model with the same parameters that computes the same thing without
             operations in place, which a forward hook can't see through. `build` by default.
+        lacks: columns of the support matrix for which there is nothing to record.
     """
 
     build: Any
     loss: Any
     twin: Any = field(default=None)
+    lacks: tuple[str, ...] = ()
 
     def pair(self, seed=0):
         """The model and its twin, with equal weights."""
@@ -207,6 +209,49 @@ class Frozen(nn.Module):
 
     def forward(self, x):
         return self.head(torch.tanh(self.third(torch.tanh(self.second(self.first(x))))))
+
+
+class Adapter(nn.Module):
+    """A frozen layer and a low-rank product beside it, as LoRA adds them."""
+
+    def __init__(self, width, rank):
+        super().__init__()
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+
+    def forward(self, x):
+        return self.frozen(x) + 2 * self.up(self.down(x))
+
+
+class Unused(nn.Module):
+    """A layer that is never called, and a parameter whose result nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.spare = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 4)
+        self.shift = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        x = torch.tanh(self.a(x))
+        x + self.shift
+        return self.b(x)
+
+
+class Attends(nn.Module):
+    """Multi-head attention to itself, whose weights may be asked for, and read."""
+
+    def __init__(self, need_weights):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 2)
+        self.need_weights = need_weights
+
+    def forward(self, x):
+        mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+        y, weights = self.attention(x, x, x, key_padding_mask=mask, need_weights=self.need_weights)
+        y = self.head(x + y)
+        return y if weights is None else (y, weights)
 
 
 class Flip(torch.autograd.Function):
@@ -407,6 +452,10 @@ def both(model, step):
     return weighted(*(tensor for _, tensor in tensors_in(model(data(step, 5, 3)), "")))
 
 
+# What there is to record, in the support matrix's words: no attention, and no tensor read twice.
+NO_SOFTMAXES = ("softmaxes",)
+NO_FORKS = ("forks", "softmaxes")
+
 CASES = {
     "transformer encoder": Case(lambda: encoder(0.0), on(2, 5, 8)),
     "transformer encoder, dropout": Case(lambda: encoder(0.3), on(2, 5, 8)),
@@ -414,37 +463,61 @@ CASES = {
     "transformer decoder": Case(lambda: decoder(0.0), two_inputs),
     "transformer decoder, dropout": Case(lambda: decoder(0.2), two_inputs),
     "transformer": Case(lambda: nn.Transformer(8, 2, 1, 1, 16, dropout=0.1), two_inputs),
-    "lstm": Case(lambda: Tagger(nn.LSTM), on(2, 6, 3)),
-    "lstm, bidirectional": Case(lambda: Tagger(nn.LSTM, bidirectional=True), on(2, 6, 3)),
-    "lstm, packed": Case(lambda: Tagger(nn.LSTM, packed=True), on(2, 6, 3)),
-    "lstm, last state": Case(LastState, on(6, 2, 3)),
-    "gru": Case(lambda: Tagger(nn.GRU, num_layers=2, dropout=0.3), on(2, 6, 3)),
-    "rnn": Case(lambda: Tagger(nn.RNN), on(2, 6, 3)),
-    "resnet": Case(ResNet, on(4, 3, 6, 6)),
-    "resnet, in place": Case(lambda: ResNet(inplace=True), on(4, 3, 6, 6), twin=ResNet),
-    "unet": Case(UNet, on(2, 1, 8, 8)),
-    "dict": Case(lambda: Returning(lambda y, h: {"logits": y, "hidden": h}), both),
-    "dataclass": Case(lambda: Returning(Answer), both),
-    "namedtuple": Case(lambda: Returning(Pair), both),
-    "nested tuple": Case(lambda: Returning(lambda y, h: (y, (None, [h, 3]))), both),
-    "module called repeatedly": Case(Repeats, on(3, 4)),
-    "tied weights": Case(Tied, language),
-    "frozen parts": Case(Frozen, on(5, 3)),
-    "custom function": Case(Custom, on(5, 3)),
-    "chunks": Case(Chunks, on(5, 3)),
+    "lstm": Case(lambda: Tagger(nn.LSTM), on(2, 6, 3), lacks=NO_FORKS),
+    "lstm, bidirectional": Case(
+        lambda: Tagger(nn.LSTM, bidirectional=True), on(2, 6, 3), lacks=NO_FORKS
+    ),
+    "lstm, packed": Case(lambda: Tagger(nn.LSTM, packed=True), on(2, 6, 3), lacks=NO_SOFTMAXES),
+    "lstm, last state": Case(LastState, on(6, 2, 3), lacks=NO_FORKS),
+    "gru": Case(lambda: Tagger(nn.GRU, num_layers=2, dropout=0.3), on(2, 6, 3), lacks=NO_SOFTMAXES),
+    "rnn": Case(lambda: Tagger(nn.RNN), on(2, 6, 3), lacks=NO_SOFTMAXES),
+    "resnet": Case(ResNet, on(4, 3, 6, 6), lacks=NO_SOFTMAXES),
+    "resnet, in place": Case(
+        lambda: ResNet(inplace=True), on(4, 3, 6, 6), twin=ResNet, lacks=NO_SOFTMAXES
+    ),
+    "unet": Case(UNet, on(2, 1, 8, 8), lacks=NO_SOFTMAXES),
+    "dict": Case(
+        lambda: Returning(lambda y, h: {"logits": y, "hidden": h}), both, lacks=NO_SOFTMAXES
+    ),
+    "dataclass": Case(lambda: Returning(Answer), both, lacks=NO_SOFTMAXES),
+    "namedtuple": Case(lambda: Returning(Pair), both, lacks=NO_SOFTMAXES),
+    "nested tuple": Case(
+        lambda: Returning(lambda y, h: (y, (None, [h, 3]))), both, lacks=NO_SOFTMAXES
+    ),
+    "module called repeatedly": Case(Repeats, on(3, 4), lacks=NO_SOFTMAXES),
+    "tied weights": Case(Tied, language, lacks=NO_SOFTMAXES),
+    "frozen parts": Case(Frozen, on(5, 3), lacks=NO_FORKS),
+    "low-rank adapters": Case(
+        lambda: nn.Sequential(Adapter(4, 2), nn.Tanh(), Adapter(4, 1)),
+        on(3, 4),
+        lacks=NO_SOFTMAXES,
+    ),
+    "unused parameters": Case(Unused, on(5, 3), lacks=NO_FORKS),
+    "multi-head attention, without weights": Case(lambda: Attends(False), on(2, 5, 8)),
+    "multi-head attention, weights read": Case(
+        lambda: Attends(True), lambda model, step: weighted(*model(data(step, 2, 5, 8)))
+    ),
+    "custom function": Case(Custom, on(5, 3), lacks=NO_FORKS),
+    "chunks": Case(Chunks, on(5, 3), lacks=NO_SOFTMAXES),
     "functional forks": Case(Forks, on(2, 3, 4)),
     "input with a gradient": Case(
         Forks, lambda m, s: weighted(m(data(s, 2, 3, 4).requires_grad_()))
     ),
     "stochastic depth": Case(
-        lambda: nn.Sequential(nn.Linear(4, 4), StochasticDepth(), nn.Linear(4, 2)), on(3, 4)
+        lambda: nn.Sequential(nn.Linear(4, 4), StochasticDepth(), nn.Linear(4, 2)),
+        on(3, 4),
+        lacks=NO_SOFTMAXES,
     ),
-    "writes into slices": Case(lambda: Slices(True), on(5, 3), twin=lambda: Slices(False)),
+    "writes into slices": Case(
+        lambda: Slices(True), on(5, 3), twin=lambda: Slices(False), lacks=NO_SOFTMAXES
+    ),
     "returns its parameter": Case(
-        Prompted, lambda model, step: weighted(model(data(step, 3, 3).requires_grad_()))
+        Prompted,
+        lambda model, step: weighted(model(data(step, 3, 3).requires_grad_())),
+        lacks=NO_FORKS,
     ),
-    "complex": Case(Fourier, on(5, 3)),
-    "values and indices": Case(Pooled, on(5, 3)),
+    "complex": Case(Fourier, on(5, 3), lacks=NO_SOFTMAXES),
+    "values and indices": Case(Pooled, on(5, 3), lacks=NO_FORKS),
     "parametrized weights": Case(
         lambda: nn.Sequential(
             parametrizations.weight_norm(nn.Linear(3, 4)),
@@ -452,6 +525,9 @@ CASES = {
             parametrizations.orthogonal(nn.Linear(4, 4)),
         ),
         on(5, 3),
+        lacks=NO_SOFTMAXES,
     ),
-    "checkpoint": Case(lambda: Checkpointed(True), on(3, 4), twin=lambda: Checkpointed(False)),
+    "checkpoint": Case(
+        lambda: Checkpointed(True), on(3, 4), twin=lambda: Checkpointed(False), lacks=NO_SOFTMAXES
+    ),
 }

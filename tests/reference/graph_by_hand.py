@@ -1,0 +1,96 @@
+"""The forks of a graph, one node at a time.
+
+No hook measures anything here. `torch.autograd.grad` gives the gradient at every output of every
+node; a node that is called by hand with those at its outputs returns the term that it sends along
+each of its edges.
+"""
+
+import torch
+from torch.autograd.graph import GradientEdge
+
+MOST_EDGES = 16  # a tensor that is read more often is measured as a whole
+
+
+def sequence_number():
+    """Autograd's count of operations so far."""
+    return (torch.zeros((), requires_grad=True) * 1).grad_fn._sequence_nr()
+
+
+class Span:
+    """Between which counts a model's (only) forward pass ran; a root's hooks note them."""
+
+    def __init__(self, model):
+        self._hooks = [
+            model.register_forward_pre_hook(lambda *_: setattr(self, "start", sequence_number())),
+            model.register_forward_hook(lambda *_: setattr(self, "end", sequence_number())),
+        ]
+
+    def remove(self):
+        for hook in self._hooks:
+            hook.remove()
+
+
+def nodes_from(root):
+    nodes = [root]
+    seen = {root}
+    for node in nodes:
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return nodes
+
+
+def forks(loss, span):
+    """Terms of every tensor that has several readers: list of (inside, outside).
+
+    `inside`: gradients by reading edge of the forward pass. `outside`: their sum over the edges
+    made after it (by a loss that uses the tensor), or None. Readers that send nothing back are
+    left out, and so are tensors made before or after the forward pass, leaves apart.
+    """
+    nodes = nodes_from(loss.grad_fn)
+    readers = {}
+    for node in nodes:
+        for position, (producer, number) in enumerate(node.next_functions):
+            if producer is not None:
+                readers.setdefault((producer, number), []).append((node, position))
+    edges = [GradientEdge(n, i) for n in nodes for i in range(_outputs(n))]
+    gradients = torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+    arriving = {(e.node, e.output_nr): g for e, g in zip(edges, gradients, strict=True)}
+    sent = {}
+
+    def term(node, position, shape):
+        if node not in sent:
+            given = [arriving.get((node, i)) for i in range(_outputs(node))]
+            given = [g if g is None else g.clone() for g in given]
+            call = getattr(node, "apply", node)  # a custom Function's node has its own
+            out = call(*given) if any(g is not None for g in given) else ()
+            sent[node] = out if isinstance(out, tuple) else (out,)
+        part = sent[node][position] if position < len(sent[node]) else None
+        # What was broadcast gets the sum: the engine sees to that, not the node.
+        return part if part is None else part.sum_to_size(shape)
+
+    found = []
+    for place, edges_of in readers.items():
+        made = place[0]._sequence_nr()
+        if not hasattr(place[0], "variable") and not span.start < made < span.end:
+            continue
+        shape = _shape(*place)
+        inside, outside = [], []
+        for node, position in edges_of:
+            part = term(node, position, shape)
+            if part is not None:
+                (inside if node._sequence_nr() < span.end else outside).append(part)
+        several = len(inside) + bool(outside) > 1
+        if several and sum(1 for n, _ in edges_of if n._sequence_nr() < span.end) <= MOST_EDGES:
+            whole = sum(outside[1:], outside[0]) if outside else None
+            found.append((inside, whole))
+    return found
+
+
+def _outputs(node):
+    return 1 if hasattr(node, "variable") else len(node._input_metadata)
+
+
+def _shape(node, number):
+    return (node.variable if hasattr(node, "variable") else node._input_metadata[number]).shape
