@@ -193,6 +193,18 @@ class Journal:
         self._file.close()
 
 
+def check_writable(path: Path) -> None:
+    """See that a run can be recorded into `path`, without touching anything.
+
+    Raises:
+        RunError: if it can't, or if something that is no run would be lost.
+    """
+    _refuse_foreign(path)
+    there = next(p for p in path.absolute().parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"can't write the run to {path}: {there} can't be written to")
+
+
 def _refuse_foreign(path: Path) -> None:
     if path.is_dir():
         raise RunError(f"{path} is a directory; out= takes the path of a file, such as run.pt")
