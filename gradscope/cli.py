@@ -39,6 +39,15 @@ class Severity(StrEnum):
     critical = "critical"
 
 
+class ExportFormat(StrEnum):
+    """What --to takes."""
+
+    csv = "csv"
+    parquet = "parquet"
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+
+
 @app.command()
 def analyze(
     runs: Annotated[
@@ -74,6 +83,21 @@ def info(
     from gradscope.report.terminal import contents
 
     _show(contents(load(run), all_sites=sites))
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A recorded run (run.pt).")],
+    to: Annotated[ExportFormat, typer.Option(help="Format to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File or directory to make. Default: beside the run, by its name."),
+    ] = None,
+) -> None:
+    """Write a run's numbers for TensorBoard, Weights & Biases, or as a table."""
+    from gradscope.integrations.exporters import export
+
+    typer.echo(export(load(run), to.value, out))
 
 
 @app.command("train")
