@@ -54,7 +54,6 @@ class Recorder:
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self._parameter_names = {id(p): n for n, p in named.items()}
-        self.optimizers = optimizers
 
         self.trouble = Trouble(meta["errors"], lambda: self.step, self._switch_off)
         turns = max(1, round(update_every / every))
@@ -71,11 +70,7 @@ class Recorder:
         )
         self._ranks: list[Ranks] = []
         self._handles: list[Any] = []
-        if optimizers:
-            self._handles = [
-                optimizers[0].register_step_pre_hook(self.before_step),
-                optimizers[-1].register_step_post_hook(self.after_step),
-            ]
+        self.follow(optimizers)
         self._asked_at = -1  # step at which a gradient scaler was last asked for one
         self._skipped: Any = 0  # steps that gradient scalers have skipped since the last one taken
         SCALER_STEP.listen(self)
@@ -85,6 +80,24 @@ class Recorder:
     @property
     def model(self) -> nn.Module | None:
         return self._model()
+
+    def follow(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Count steps by these from now on, given in the order in which they step."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.optimizers = optimizers
+        if optimizers:
+            self._handles = [
+                optimizers[0].register_step_pre_hook(self.before_step),
+                optimizers[-1].register_step_post_hook(self.after_step),
+            ]
+
+    def begin_again(self) -> None:
+        """Drop what this step has gathered: it mixes what belongs to several steps."""
+        self._release_graph()
+        self._ledger.forget_step()
+        self._begin_step()
 
     def request(self, request: CrossingsRequest | PathwayRequest) -> None:
         """Measure pathways too, from this step on."""

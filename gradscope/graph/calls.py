@@ -7,7 +7,6 @@ compiling see the model as it was.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from gradscope.graph.eager import EAGER
 from gradscope.graph.walk import tensors_in
 
 _sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
@@ -82,7 +82,6 @@ class CallRecorder:
         self._starts: list[int] = []
         self._calls: list[Call] = []
         self._handles: list[Any] = []
-        self._stance: Any = None
 
     @property
     def armed(self) -> bool:
@@ -94,23 +93,23 @@ class CallRecorder:
                 torch_module.register_module_forward_pre_hook(self._before),
                 torch_module.register_module_forward_hook(self._after, always_call=True),
             ]
-            if "torch._dynamo" in sys.modules:
-                # Compiled regions run as they were written: autograd then sees inside them.
-                self._stance = torch.compiler.set_stance("force_eager")
+            EAGER.hold(self)
         self.reset()
 
     def disarm(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        EAGER.release(self)
         self.reset()
 
     def reset(self) -> None:
         self._starts.clear()
         self._calls = []
+
+    def entered(self, module: nn.Module, args: Any) -> None:
+        """A module's call has begun: for one that was under way when this was armed."""
+        self._before(module, args)
 
     def _before(self, module: nn.Module, args: Any) -> None:
         if module in self._modules:
