@@ -20,6 +20,8 @@ A case of a parametrized test declares with `pytest.param(…, marks=pytest.mark
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,7 +46,7 @@ COLUMNS = {
     "scalars": "what was logged, at its step",
     "identical training": "losses, weights, optimizer state and random generators are the same "
     "bit for bit with and without gradscope",
-    "nothing left": "no hook, attribute or reference is left behind",
+    "nothing left": "no hook and no attribute is left behind",
 }
 CLAIMS = ("shows", "hides", "lacks")
 
@@ -179,13 +181,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
     check = parser.parse_args(arguments).check
     collector = Collector()
-    code = pytest.main(
-        ["--collect-only", "-qq", "--no-summary", "-p", "no:cacheprovider", str(ROOT / "tests")],
-        plugins=[collector],
-    )
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        code = pytest.main(
+            ["--collect-only", "-qq", "-p", "no:cacheprovider", str(ROOT / "tests")],
+            plugins=[collector],
+        )
     try:
         if code != pytest.ExitCode.OK:
-            raise ValueError("the tests could not be collected")
+            raise ValueError(f"{told.getvalue()}\nthe tests could not be collected")
         if collector.wrong:
             raise ValueError("\n".join(collector.wrong))
         text = page(collector.cells)

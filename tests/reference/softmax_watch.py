@@ -1,0 +1,106 @@
+"""The softmaxes of a forward pass, seen where Python calls them, row by row.
+
+`F.softmax`, `torch.softmax`, `Tensor.softmax` and `F.scaled_dot_product_attention` are replaced
+for a while. A softmax's gradient comes from a plain tensor hook on its result; fused attention
+is written out from its arguments and a tensor hook on its result.
+"""
+
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import torch
+from torch.nn import functional as F
+
+from tests.reference.gradients import ModuleCalls, attention_rows, rows_along, softmax_values
+
+
+class SoftmaxWatch:
+    """Use as a context around forward passes of `model`; `values()` after the backward pass."""
+
+    def __init__(self, model):
+        self._model = model
+        self._seen = []  # (name of the running module, gradient's list, rows(gradient))
+        self._busy = False
+
+    def __enter__(self):
+        self._patches = ExitStack()
+        for owner in (F, torch, torch.Tensor):
+            self._patches.enter_context(patch.object(owner, "softmax", self._softmax(owner)))
+        self._patches.enter_context(
+            patch.object(F, "scaled_dot_product_attention", self._attention())
+        )
+        self._calls = ModuleCalls(self._model, lambda *_: None)
+        return self
+
+    def __exit__(self, *_):
+        self._patches.close()
+        self._calls.remove()
+
+    def values(self):
+        """site -> entropy, max_prob, jacobian_norm, gain, of those that got a gradient."""
+        found, taken = {}, {}
+        for name, gradient, rows in self._seen:
+            if not gradient:
+                continue
+            name = "(output):softmax" if name == "(output)" else name
+            number = taken.get(name, 0)
+            taken[name] = number + 1
+            kept = name if ":" in name else f"{name}:softmax"
+            found[f"{kept}#{number}" if number else name] = softmax_values(rows(gradient[0]))
+        return found
+
+    def _note(self, out, rows):
+        gradient = []
+        if out.requires_grad and self._calls.stack:
+            out.register_hook(gradient.append)
+            self._seen.append((self._calls.stack[-1], gradient, rows))
+
+    def _softmax(self, owner):
+        plain = owner.softmax
+
+        def softmax(input, dim=None, *args, **kwargs):
+            if self._busy:
+                return plain(input, dim, *args, **kwargs)
+            self._busy = True
+            try:
+                p = plain(input, dim, *args, **kwargs)
+            finally:
+                self._busy = False
+            kept = p.detach().clone()
+            self._note(p, lambda g: rows_along(kept, g, dim))
+            return p
+
+        return softmax
+
+    def _attention(self):
+        plain = F.scaled_dot_product_attention
+
+        def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **kwargs):
+            before = torch.get_rng_state()
+            out = plain(q, k, v, attn_mask, dropout_p, is_causal, **kwargs)
+            given = [t.detach().clone() for t in (q, k, v)]
+
+            def rows(g):
+                pairs = attention_rows(*given, g, kwargs.get("scale"), attn_mask, is_causal)
+                if not dropout_p:
+                    return pairs
+                kept = self._kept(before, given, attn_mask, dropout_p, is_causal, kwargs)
+                return ((p, gp * row) for (p, gp), row in zip(pairs, kept, strict=True))
+
+            self._note(out, rows)
+            return out
+
+        return attention
+
+    @staticmethod
+    def _kept(before, qkv, mask, dropout_p, causal, kwargs):
+        """What dropout multiplied every row of the weights by: drawn again, as it was."""
+        now = torch.get_rng_state()
+        torch.set_rng_state(before)
+        with torch.no_grad():
+            _, dropped = torch.ops.aten._scaled_dot_product_attention_math(
+                *qkv, mask, dropout_p, causal, None, **kwargs
+            )
+        torch.set_rng_state(now)
+        kept = (dropped != 0).double() / (1 - dropout_p)
+        return kept.reshape(-1, kept.shape[-1])
