@@ -48,6 +48,8 @@ def saved_tensor(node: Any, name: str) -> Saved | None:
         UnreadableError: if hooks keep it that may not be run twice.
     """
     raw = getattr(node, f"_raw_saved_{name}")
+    if not hasattr(raw, "unpack_hook"):
+        raise UnreadableError("this version of torch does not show who keeps a saved tensor")
     hook = raw.unpack_hook
     if hook is None:
         tensor = getattr(node, f"_saved_{name}")

@@ -35,7 +35,7 @@ SAMPLE_ELEMENTS = 1 << 15
 MIN_ROWS = 64
 # Elements of the rows at hand at a time: what fits a CPU's cache, and what keeps an
 # accelerator busy.
-CPU_BLOCK, DEVICE_BLOCK = 1 << 17, 1 << 24
+CPU_BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 24
 
 Gradients = tuple[Tensor | None, ...]
 # A block of rows: p (R, n), and for fused attention the gradients dP and dS on either side.
@@ -61,6 +61,8 @@ class SoftmaxTap:
 
     What it computed is read from its node: nothing is added to the forward pass.
     """
+
+    part = "softmaxes"
 
     def __init__(
         self, ledger: Ledger, site: str, fused: bool, rows: SoftmaxRows, unseen: Any
@@ -239,10 +241,13 @@ class FusedInputs(NamedTuple):
             p (R, K), dP (R, K) and dS (R, K); no dP and dS without g, or where weights were
             dropped, since which is not known.
         """
-        rows, K = math.prod(self.q.shape[:3]), self.k.shape[2]
-        chosen = chosen_rows(rows, K, asked)
-        chosen = torch.arange(rows) if chosen is None else chosen  # on the host: no waiting
-        for r in chosen.split(_block_rows(K, self.q)):
+        B, H, Q, _ = self.q.shape
+        K = self.k.shape[2]
+        chosen = chosen_rows(B * H * Q, K, asked)
+        chosen = torch.arange(B * H * Q) if chosen is None else chosen  # on the host: no waiting
+        size = _block_rows(K, self.q)
+        together = H // self.k.shape[1] * Q  # rows that meet the same keys
+        for r in chosen.split(size - size % together or size):
             yield self._rows(r, None if self.dropout else g)
 
     def _rows(self, r: Tensor, g: Tensor | None) -> Block:
@@ -252,44 +257,49 @@ class FusedInputs(NamedTuple):
         B, H, Q, _ = q.shape
         K = k.shape[2]
         b, h, i = r // (H * Q), r // Q % H, r % Q
-        kv = h // (H // k.shape[1])
-        pairs = _pairs(b * k.shape[1] + kv, k.shape[1], q.device)
+        meets = _meets(b, h // (H // k.shape[1]))
         b, h, i = b.to(q.device), h.to(q.device), i.to(q.device)
         wide = torch.float64 if q.dtype is torch.float64 else torch.float32
-        logits = _by_row(q[b, h, i].to(wide), k, pairs) * self.scale
+        logits = _by_row(q[b, h, i].to(wide), k, meets).mul_(self.scale)
         if self.mask is not None:
             row = self.mask.expand(B, H, Q, K)[b, h, i]
             if row.dtype is torch.bool:
-                logits = logits.masked_fill(~row, -math.inf)
+                logits.masked_fill_(~row, -math.inf)
             else:
-                logits = logits + row.to(wide)
+                logits += row
         if self.causal:
-            hidden = torch.arange(K, device=q.device)[None, :] > i[:, None]
-            logits = logits.masked_fill(hidden, -math.inf)
-        # rows in which everything is masked carry nothing
-        p = torch.softmax(logits, -1).nan_to_num(0.0)
+            logits.masked_fill_(torch.arange(K, device=q.device) > i[:, None], -math.inf)
+        p = torch.softmax(logits, -1)
+        if self.mask is not None:  # rows in which everything is masked carry nothing
+            p = p.nan_to_num_(0.0)
         if g is None:
             return p, None, None
-        dp = _by_row(g[b, h, i].to(wide), self.v, pairs)
-        dp = torch.where(p.any(-1, keepdim=True), dp, 0.0)
-        ds = p * (dp - (dp * p).sum(-1, keepdim=True))
+        dp = _by_row(g[b, h, i].to(wide), self.v, meets)
+        if self.mask is not None:
+            dp = torch.where(p.any(-1, keepdim=True), dp, 0.0)
+        ds = (dp - (dp * p).sum(-1, keepdim=True)).mul_(p)
         return p, dp, ds
 
 
-Pairs = list[tuple[int, int, Tensor]]
+class Meets(NamedTuple):
+    """Which keys and values the rows of a block meet: `sizes[j]` rows those of (b[j], h[j])."""
+
+    b: Tensor
+    h: Tensor
+    sizes: list[int]
 
 
-def _pairs(pair: Tensor, heads: int, device: torch.device) -> Pairs:
-    """Rows grouped by the (b, h) whose keys and values they meet."""
-    order = torch.argsort(pair, stable=True)
-    groups, sizes = torch.unique_consecutive(pair[order], return_counts=True)
-    rows = order.to(device).split(sizes.tolist())
-    return [(g // heads, g % heads, r) for g, r in zip(groups.tolist(), rows, strict=True)]
+def _meets(b: Tensor, h: Tensor) -> Meets:
+    """Of rows (R,) in ascending order."""
+    pairs, sizes = torch.unique_consecutive(torch.stack([b, h]), dim=1, return_counts=True)
+    return Meets(pairs[0], pairs[1], sizes.tolist())
 
 
-def _by_row(x: Tensor, y: Tensor, pairs: Pairs) -> Tensor:
-    """x (R, D), y (B, H', K, D) → (R, K): x_r · y[b_r, h_r]ᵀ, one product a (b, h) pair."""
-    out = x.new_empty(x.shape[0], y.shape[2])
-    for b, h, rows in pairs:
-        out[rows] = x[rows] @ y[b, h].to(x.dtype).T
-    return out
+def _by_row(x: Tensor, y: Tensor, meets: Meets) -> Tensor:
+    """x (R, D), y (B, H', K, D) → (R, K): x_r · y[b_r, h_r]ᵀ."""
+    b, h, sizes = meets
+    if len(set(sizes)) == 1:  # one batched product
+        met = y[b.to(y.device), h.to(y.device)].to(x.dtype)
+        return (x.view(len(sizes), -1, x.shape[1]) @ met.mT).view(len(x), -1)
+    parts = zip(x.split(sizes), b.tolist(), h.tolist(), strict=True)
+    return torch.cat([part @ y[at, head].to(x.dtype).T for part, at, head in parts])
