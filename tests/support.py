@@ -108,6 +108,7 @@ def page(cells: Iterable[Cell]) -> str:
     for cell in sorted(set(cells), key=lambda c: (c.file, c.test)):
         by_group[cell.group].setdefault(cell.row, {}).setdefault(cell.column, []).append(cell)
     reasons: list[str] = []
+    links: dict[tuple[str, str], int] = {}
     parts = [HEAD, *(f"- **{name}**: {text}" for name, text in COLUMNS.items()), ""]
     for group, title in GROUPS.items():
         rows = by_group[group]
@@ -120,14 +121,15 @@ def page(cells: Iterable[Cell]) -> str:
             "|---" * (len(COLUMNS) + 1) + "|",
         ]
         for row in sorted(rows, key=str.casefold):
-            shown = [_shown(rows[row].get(column, []), reasons) for column in COLUMNS]
+            shown = [_shown(rows[row].get(column, []), reasons, links) for column in COLUMNS]
             parts.append(f"| {row} | {' | '.join(shown)} |")
         parts.append("")
     if reasons:
         parts += ["## Not recorded, because", ""]
         parts += [f"{number}. {why}" for number, why in enumerate(reasons, 1)]
         parts.append("")
-    return "\n".join(parts)
+    parts += [f'[{number}]: ../{file} "{test}"' for (file, test), number in links.items()]
+    return "\n".join(parts) + "\n"
 
 
 HEAD = """# What is proved to be right
@@ -141,20 +143,23 @@ gradscope can't see it, and says so; the reasons are below. An empty cell has no
 """
 
 
-def _shown(cells: list[Cell], reasons: list[str]) -> str:
+def _shown(cells: list[Cell], reasons: list[str], links: dict[tuple[str, str], int]) -> str:
     claims = {cell.claim for cell in cells}
     if len(claims) > 1:
         told = "; ".join(f"{c.file}::{c.test} {c.claim}" for c in cells)
         raise ValueError(f"{cells[0].row}, {cells[0].column}: tests disagree: {told}")
-    shown: dict[str, str] = {}  # one link a file
+    shown: dict[str, str] = {}
     for cell in cells:
+        if cell.file in shown:  # one link a file
+            continue
         sign = {"shows": "✓", "hides": "✗", "lacks": "∅"}[cell.claim]
-        link = f'[{sign}](../{cell.file} "{cell.test}")'
+        number = links.setdefault((cell.file, cell.test), len(links) + 1)
+        link = f"[{sign}][{number}]"
         if cell.because:
             if cell.because not in reasons:
                 reasons.append(cell.because)
             link += f"({reasons.index(cell.because) + 1})"
-        shown.setdefault(cell.file, link)
+        shown[cell.file] = link
     return " ".join(shown.values())
 
 

@@ -164,4 +164,4 @@ CASES["ViT, sdpa, attention dropout"] = Case(
     vit(attn_implementation="sdpa", attention_probs_dropout_prob=0.2), image
 )
 for kind in ("basic", "bottleneck"):
-    CASES[f"ResNet, {kind}"] = Case(resnet(kind), image, lacks=NO_SOFTMAXES)
+    CASES[f"ResNet of transformers, {kind}"] = Case(resnet(kind), image, lacks=NO_SOFTMAXES)
