@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from gradscope.capture.activations import Activations
 from gradscope.capture.ledger import Ledger, Read, absent
+from gradscope.capture.origins import OriginTap, is_risky
 from gradscope.capture.softmaxes import SoftmaxRows, SoftmaxTap, rows_note
 from gradscope.capture.taps import Arrived, EdgeSlots, ForkTap, NodeTap, TensorTap
 from gradscope.capture.trouble import Trouble
@@ -22,6 +24,7 @@ from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.graph.calls import Call
 from gradscope.graph.naming import OUTSIDE, Names, Place, canonical
 from gradscope.graph.walk import OPAQUE, Graph, operation
+from gradscope.quantities.activation import SLOPES
 from gradscope.run import Column, Site
 
 # A tensor read more often than this (the weight of an unrolled recurrence) is not split by
@@ -33,10 +36,16 @@ Unseen = Callable[[str, str], None]  # what, why
 
 @dataclass
 class Plan:
-    """Taps by node index of a graph with this structure."""
+    """Taps by node index of a graph with this structure.
+
+    Attributes:
+        made: sequence number of a node, counted from the start of the forward pass → its
+            operation's name and place.
+    """
 
     taps: list[tuple[int, NodeTap]]
     leaf_forks: list[ForkTap]
+    made: dict[int, tuple[str, str]]
 
     def hang(self, graph: Graph) -> list[Any]:
         """Hook a graph's nodes; handles to unhook them."""
@@ -60,6 +69,8 @@ def make_plan(
     parameters: dict[int, str],
     ledger: Ledger,
     softmax_rows: SoftmaxRows,
+    activations: Activations,
+    nonfinite: Callable[[str, str], None],
     unseen: Unseen,
     trouble: Trouble,
 ) -> Plan:
@@ -71,14 +82,22 @@ def make_plan(
         returned: tensors handed out of the model, which a loss may use directly.
         paths: module paths; `parameters`: names by id.
         softmax_rows: which rows of large softmaxes are measured.
+        nonfinite: called with the place and the operation that first made a gradient NaN or
+            infinite.
     """
     names = Names(graph, calls, paths, parameters)
     builder = _Builder(graph, names, start, returned, ledger, unseen, trouble)
     builder.outputs()
     builder.forks()
     builder.softmaxes(softmax_rows)
+    builder.activations(activations)
+    builder.risky(nonfinite)
     builder.opaque(paths)
-    return Plan(sorted(builder.taps.items()), builder.leaf_forks)
+    made = {
+        number - start: (operation(node), names.op(index) or "")
+        for index, (node, number) in enumerate(zip(graph.nodes, names.sequence, strict=True))
+    }
+    return Plan(sorted(builder.taps.items()), builder.leaf_forks, made)
 
 
 class _Builder:
@@ -186,6 +205,42 @@ class _Builder:
             tap = SoftmaxTap(self.ledger, name, fused, rows, self.unseen)
             self._node_tap(index).crossing = tap
 
+    def activations(self, activations: Activations) -> None:
+        """Activation functions, named for the module that calls them."""
+        taken: dict[str, int] = {}
+        for index in sorted(range(len(self.graph.nodes)), key=lambda i: self.names.sequence[i]):
+            node = self.graph.nodes[index]
+            if node.name() not in SLOPES or self.names.sequence[index] < self.start:
+                continue
+            owner = self.names.owner(index)
+            if owner is None:
+                continue
+            kept = self.names.at.get((index, 0)) or self.names.op(index) or operation(node)
+            number = taken.get(kept, 0)
+            taken[kept] = number + 1
+            name = f"{kept}#{number}" if number else kept
+            shape = _shape(node, 0)
+            self.ledger.site(
+                Site(
+                    name,
+                    "activation",
+                    type=operation(node),
+                    order=self.names.sequence[index],
+                    depth=self.depths[index],
+                    shape=shape,
+                    numel=int(np.prod(shape, dtype=np.int64)),
+                )
+            )
+            self._node_tap(index).crossing = activations.tap(name, node)
+
+    def risky(self, found: Callable[[str, str], None]) -> None:
+        """Operations whose derivative can be infinite where their result is finite."""
+        for index, node in enumerate(self.graph.nodes):
+            if not is_risky(node) or self.names.sequence[index] < self.start:
+                continue
+            where = self.names.op(index) or f"{OUTSIDE}:{operation(node)}"
+            self._node_tap(index).crossing = OriginTap(found, where, operation(node))
+
     def opaque(self, paths: dict[nn.Module, str]) -> None:
         """Say what autograd does not show."""
         for index, node in enumerate(self.graph.nodes):
@@ -221,6 +276,10 @@ class _Builder:
         norm = ledger.slot("norm", kind, name, power=1)
         excess = ledger.slot("excess", kind, name, mode="sum")
         nonfinite = ledger.plain(Column(name, kind, "", "nonfinite"), mode="sum")
+        half = (
+            ledger.plain(Column(name, kind, "", "zero_fraction"), mode="mean"),
+            ledger.plain(Column(name, kind, "", "subnormal_fraction"), mode="mean"),
+        )
         numel = ledger.sites[(kind, name)].numel  # as first declared
         if kind == "module":
             ledger.emitter_once(norm, _Norm(norm, excess, numel, name), [norm])
@@ -228,7 +287,7 @@ class _Builder:
         if tap is None:
             tap = self.tensor_taps[place] = TensorTap(ledger)
             self._node_tap(place[0]).outputs.append((place[1], tap))
-        tap.name(norm, excess, nonfinite, numel)
+        tap.name(norm, excess, nonfinite, half, numel)
         return tap
 
     def _fork(

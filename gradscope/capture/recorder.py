@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradscope.capture.activations import Activations
+from gradscope.capture.inputs import Inputs
 from gradscope.capture.ledger import Ledger
-from gradscope.capture.listening import CLIP, SCALER_STEP
+from gradscope.capture.listening import BACKWARD, CLIP, SCALER_STEP
+from gradscope.capture.nonfinite import NonFinite
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
@@ -56,10 +59,15 @@ class Recorder:
         self._parameter_names = {id(p): n for n, p in named.items()}
 
         self.trouble = Trouble(meta["errors"], lambda: self.step, self._switch_off)
-        turns = max(1, round(update_every / every))
+        self._turns = turns = max(1, round(update_every / every))
         held = _held(optimizers) if optimizers else set(self._parameter_names)
         self._groups = _group_sizes(optimizers)
         self._parameters = Parameters(ledger, named, held, turns)
+        self._activations = Activations(ledger, turns)
+        self._inputs = Inputs(ledger, self.paths, self.trouble)
+        self._called: set[nn.Module] = set()
+        meta["nonfinite"] = []
+        self._nonfinite = NonFinite(meta["nonfinite"], self._parameter_names, self.trouble)
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
         self._hung: list[Any] = []  # handles of this step's hooks
         self.calls = CallRecorder(
@@ -75,6 +83,7 @@ class Recorder:
         self._skipped: Any = 0  # steps that gradient scalers have skipped since the last one taken
         SCALER_STEP.listen(self)
         CLIP.listen(self)
+        BACKWARD.listen(self)
         self._begin_step()
 
     @property
@@ -136,6 +145,9 @@ class Recorder:
         self.optimizers = []
         SCALER_STEP.ignore(self)
         CLIP.ignore(self)
+        BACKWARD.ignore(self)
+        self._nonfinite.end_step(self.step)
+        self._called.clear()
         self._parameters.free()
         self._ranks.clear()
         self.paths.clear()
@@ -150,6 +162,9 @@ class Recorder:
         ranks = any(self.step % r.every == 0 for r in self._ranks)
         if pathways:
             self._pathways.begin_step(self.step)
+        self._activations.recorded = self._recorded
+        read = self._recording and self._recorded % self._turns == 0
+        self.calls.reading = self._inputs if read else None
         if self._recording or pathways or ranks:
             self.calls.keep = pathways or ranks
             self.calls.arm()
@@ -167,6 +182,7 @@ class Recorder:
         if not self._recording or self.trouble.off("gradients"):
             return
         began = time.perf_counter()
+        self._note_called(calls)
         outer = calls[-1]
         returned = [o for o in outer.outputs if o.node is not None]
         # Roots: what the model returned, then whatever else modules made (a loss kept on
@@ -187,12 +203,15 @@ class Recorder:
                 parameters=self._parameter_names,
                 ledger=self._ledger,
                 softmax_rows=self._softmax_rows,
+                activations=self._activations,
+                nonfinite=self._nonfinite.found,
                 unseen=self.note_unseen,
                 trouble=self.trouble,
             )
             self._plans.insert(0, (key, plan))
             del self._plans[PLANS:]
         self._hung += plan.hang(graph)
+        self._nonfinite.forward_done(outer.start, outer.end, plan)
         self._writer.spent += time.perf_counter() - began
 
     def _known_plan(self, key: tuple[list[Any], ...]) -> Plan | None:
@@ -202,6 +221,10 @@ class Recorder:
                     self._plans.insert(0, self._plans.pop(position))
                 return plan
         return None
+
+    def backward_begins(self, tensors: Any, grad_tensors: Any) -> None:
+        """A backward pass is about to run, of this model or another."""
+        self._hung += self._nonfinite.backward_begins(tensors, self._recording)
 
     def clipped(self, parameters: list[Tensor], limit: float, total: Tensor) -> None:
         """`clip_grad_norm_` has clipped gradients of norm `total` to the norm `limit`."""
@@ -256,6 +279,7 @@ class Recorder:
         if not isinstance(self._skipped, int) or self._skipped:
             self._ledger.scalar(self.step, "skipped_steps", self._skipped)
             self._skipped = 0
+        self._nonfinite.end_step(self.step, scaled=self._asked_at == self.step)
         self._step_began = now
         self.step += 1
         if not self.closed:
@@ -266,6 +290,7 @@ class Recorder:
         if self._step_was_taken() or not self.optimizers or optimizer is not self.optimizers[-1]:
             return
         self._skipped += 1
+        self._nonfinite.forget_step()
         if self.calls.armed:
             self._release_graph()
             self._ledger.forget_step()
@@ -305,6 +330,14 @@ class Recorder:
         if sizes != self._groups:
             self._groups = sizes
             self._parameters.held_now(_held(self.optimizers))
+
+    def _note_called(self, calls: list[Call]) -> None:
+        """Which modules run at all: a parameter of one that does, and gets no gradient, is
+        detached; one of a module that doesn't is unused."""
+        known = len(self._called)
+        self._called.update(call.module for call in calls)
+        if len(self._called) > known:
+            self._meta["called"] = sorted(self.paths[module] for module in self._called)
 
     def _learning_rates(self) -> dict[str, float]:
         groups = [g for o in self.optimizers for g in o.param_groups if "lr" in g]

@@ -28,10 +28,17 @@ MISSING = 1e-5
 
 
 class Crossing(Protocol):
-    """Measures an operation as the gradient passes back through it."""
+    """Measures an operation as the gradient passes back through it.
 
-    def saved(self, node: Any) -> list[Any]:
-        """What will be needed of the node's saved tensors, if anything; emptied after use."""
+    Attributes:
+        part: of the instrument, that is switched off when it fails.
+    """
+
+    part: str
+
+    def saved(self, node: Any) -> list[Any] | None:
+        """What will be needed of the node's saved tensors, emptied after use; None if nothing
+        is to be measured this time."""
         ...
 
     def __call__(
@@ -44,24 +51,34 @@ class TensorTap:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._names: list[tuple[int, int, int, int]] = []
+        self._names: list[tuple[int, int, int, tuple[int, int], int]] = []
         self.fork: ForkTap | None = None
 
-    def name(self, norm_slot: int, excess_slot: int, nonfinite_slot: int, numel: int) -> None:
+    def name(
+        self,
+        norm_slot: int,
+        excess_slot: int,
+        nonfinite_slot: int,
+        half_slots: tuple[int, int],
+        numel: int,
+    ) -> None:
         """Record it under one more name.
 
         Args:
             norm_slot: for ‖g‖.
             excess_slot: for the number of elements beyond (or, negative, short of) `numel`.
             nonfinite_slot: for the number of NaN and infinite elements, when there are any.
+            half_slots: for the shares of float16 elements that are 0, and that are subnormal.
             numel: of the tensor when the name was first seen.
         """
-        self._names.append((norm_slot, excess_slot, nonfinite_slot, numel))
+        self._names.append((norm_slot, excess_slot, nonfinite_slot, half_slots, numel))
 
     def measure(self, g: Tensor, arrived: dict[ForkTap, Arrived]) -> None:
         ledger = self._ledger
         size = norm(g)
-        for norm_slot, excess_slot, nonfinite_slot, numel in self._names:
+        if g.dtype is torch.float16:
+            self._measure_half(g)
+        for norm_slot, excess_slot, nonfinite_slot, _, numel in self._names:
             ledger.slots.append(norm_slot)
             ledger.values.append(size)
             if g.numel() != numel:  # batches and sequences vary
@@ -70,6 +87,15 @@ class TensorTap:
                 ledger.add(nonfinite_slot, float(g.numel() - int(torch.isfinite(g).sum())))
         if self.fork is not None:
             self.fork.total(g, size, self.fork.gather(arrived))
+
+    def _measure_half(self, g: Tensor) -> None:
+        """What a float16 gradient has lost at the lower end of its range."""
+        zero = (g == 0).double().mean()
+        tiny = (g.abs() < torch.finfo(torch.float16).smallest_normal).double().mean()
+        shares = (zero, ((tiny - zero) / (1 - zero)).nan_to_num(0.0))
+        for *_, half_slots, _ in self._names:
+            for slot, share in zip(half_slots, shares, strict=True):
+                self._ledger.add(slot, share.item() if share.is_cpu else share)
 
 
 class ForkTap:
@@ -174,13 +200,15 @@ class NodeTap:
             handles.append(node.register_prehook(partial(self._arriving, arrived)))
         if self.edges:
             handles.append(node.register_hook(partial(self._leaving, arrived)))
-        if self.crossing is not None and not self._trouble.off("softmaxes"):
+        if self.crossing is not None and not self._trouble.off(self.crossing.part):
             try:
                 saved = self.crossing.saved(node)
             except Exception as error:
-                self._trouble.caught("softmaxes", error)
+                self._trouble.caught(self.crossing.part, error)
             else:
-                handles.append(node.register_hook(partial(self._crossed, saved)))
+                if saved is not None:
+                    hook = partial(self._crossed, self.crossing, saved)
+                    handles.append(node.register_hook(hook))
         return handles
 
     def _arriving(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
@@ -210,11 +238,16 @@ class NodeTap:
         except Exception as error:
             self._trouble.caught("gradients", error)
 
-    def _crossed(self, saved: list[Any], grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+    def _crossed(
+        self,
+        crossing: Crossing,
+        saved: list[Any],
+        grad_inputs: Gradients,
+        grad_outputs: Gradients,
+    ) -> None:
         try:
-            if self.crossing is not None:
-                with torch.no_grad():
-                    self.crossing(saved, grad_inputs, grad_outputs)
+            with torch.no_grad():
+                crossing(saved, grad_inputs, grad_outputs)
             saved.clear()
         except Exception as error:
-            self._trouble.caught("softmaxes", error)
+            self._trouble.caught(crossing.part, error)

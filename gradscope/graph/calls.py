@@ -8,7 +8,7 @@ compiling see the model as it was.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -53,6 +53,14 @@ class Call(NamedTuple):
     depth: int
 
 
+class Reading(Protocol):
+    """Is shown what modules are called with; raises nothing."""
+
+    def forward_begins(self) -> None: ...
+
+    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None: ...
+
+
 class CallRecorder:
     """Gathers the calls of each outermost forward pass and hands them over at its end.
 
@@ -82,6 +90,7 @@ class CallRecorder:
         self._starts: list[int] = []
         self._calls: list[Call] = []
         self._handles: list[Any] = []
+        self.reading: Reading | None = None
 
     @property
     def armed(self) -> bool:
@@ -112,8 +121,13 @@ class CallRecorder:
         self._before(module, args)
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        if module in self._modules:
-            self._starts.append(_sequence_number())
+        if module not in self._modules:
+            return
+        self._starts.append(_sequence_number())
+        if self.reading is not None and _in_backward() == -1:
+            if len(self._starts) == 1:
+                self.reading.forward_begins()
+            self.reading.read(module, args)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         if module not in self._modules or not self._starts:

@@ -54,7 +54,7 @@ class Names:
         self.graph = graph
         self.parameters = parameters
         self._named_calls = call_names(calls, paths)
-        self._owners = _owners(self._named_calls)
+        self.owners = _owners(self._named_calls)
         self.sequence = [node._sequence_nr() for node in graph.nodes]
         self.outputs = list(self._outputs())
         self.at: dict[Place, str] = {}
@@ -70,7 +70,7 @@ class Names:
 
     def owner(self, node: int) -> str | None:
         """Name of the innermost module call that made the node; None outside of all."""
-        return self._owners.get(self.sequence[node])
+        return self.owners.get(self.sequence[node])
 
     def tensor(self, place: Place) -> str | None:
         """Name of the tensor at `place`; None if it was made outside the model."""
@@ -84,7 +84,7 @@ class Names:
     def op(self, node: int) -> str | None:
         """ "<module>:<operation>" of a node; None if it was made outside the model."""
         owner = self.owner(node)
-        return None if owner is None else _join(owner, operation(self.graph.nodes[node]))
+        return None if owner is None else op_name(owner, operation(self.graph.nodes[node]))
 
     def edges(self, consumers: list[Place], all_consumers: dict[Place, list[Place]]) -> list[str]:
         """Names of a fork's edges: what reads the tensor, seen through views."""
@@ -102,7 +102,7 @@ class Names:
             at, position = following[0]
         name = self.op(at)
         if name is None:
-            return self.op(node) or _join("", operation(self.graph.nodes[node]))
+            return self.op(node) or op_name("", operation(self.graph.nodes[node]))
         fused = self.graph.nodes[at].name() in FUSED_ATTENTION
         return f"{name}.{SDPA_INPUTS[position]}" if fused else name
 
@@ -154,7 +154,8 @@ def _owners(named: list[tuple[Call, str]]) -> dict[int, str]:
     return owners
 
 
-def _join(owner: str, op: str) -> str:
+def op_name(owner: str, op: str) -> str:
+    """Name of an operation in a module call ("" for the root's)."""
     return f"{owner}:{op}" if owner else f"{OUTPUT}:{op}"
 
 

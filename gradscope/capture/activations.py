@@ -1,0 +1,135 @@
+"""Activation functions: elements and units that let no gradient through.
+
+Measured in turns, as updates are: reading an activation costs more than a norm does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.ledger import Ledger
+from gradscope.capture.taps import Gradients
+from gradscope.quantities.activation import SLOPES, Slope, flat_elements
+from gradscope.quantities.softmax import some_rows
+from gradscope.run import Column
+
+SAMPLE_ELEMENTS = 1 << 15  # of one activation; at least MIN_ROWS rows of all its units
+MIN_ROWS = 64
+WINDOW = 8  # measurements for which a unit must have been flat to count as dead
+CHANNELS_FIRST = ("Convolution", "MkldnnConvolution", "NativeBatchNorm", "CudnnBatchNorm")
+THROUGH = ("Add", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm", "Mul", "MaxPool")
+
+
+class Units:
+    """When each unit of an activation last let gradient through."""
+
+    def __init__(self) -> None:
+        self._measured = 0
+        self._last: Tensor | None = None  # (C,) number of the measurement, -1 for never
+
+    def dead(self, open_now: Tensor) -> Tensor:
+        """Share of units that were flat in the whole window. open_now: bool (C,) → ()."""
+        if self._last is None or self._last.shape != open_now.shape:
+            self._measured = 0
+            self._last = torch.full_like(open_now, -1, dtype=torch.long)
+        self._last.masked_fill_(open_now, self._measured)
+        self._measured += 1
+        return (self._last < max(self._measured - WINDOW, 0)).double().mean()
+
+
+class Activations:
+    """Knows whose turn it is, and the units of all activations.
+
+    Attributes:
+        recorded: number of recorded steps so far.
+    """
+
+    def __init__(self, ledger: Ledger, turns: int) -> None:
+        self.ledger, self._turns = ledger, turns
+        self.recorded = 0
+        self._units: dict[str, Units] = {}
+        self._places: dict[str, int] = {}
+
+    def due(self, site: str) -> bool:
+        """All at the first recorded step, then each once in `turns` of them."""
+        place = self._places.setdefault(site, len(self._places))
+        return self.recorded == 0 or (self.recorded + place) % self._turns == 0
+
+    def units(self, site: str) -> Units:
+        return self._units.setdefault(site, Units())
+
+    def tap(self, site: str, node: Any) -> ActivationTap:
+        return ActivationTap(self, site, SLOPES[node.name()], unit_dimension(node))
+
+
+class ActivationTap:
+    """Measures one activation when the backward pass crosses it."""
+
+    part = "activations"
+
+    def __init__(
+        self, activations: Activations, site: str, slope: Slope, unit_dimension: int
+    ) -> None:
+        self._activations, self._site, self._slope = activations, site, slope
+        self._units_at = unit_dimension
+        ledger = activations.ledger
+        self._flat_slot = ledger.plain(
+            Column(site, "activation", "", "saturated_fraction"), mode="mean"
+        )
+        self._dead_slot = ledger.plain(Column(site, "activation", "", "dead_fraction"), mode="last")
+
+    def saved(self, node: Any) -> list[Any] | None:
+        """The node's saved tensor, if it is this activation's turn and no hook guards it."""
+        if not self._activations.due(self._site):
+            return None
+        raw = getattr(node, f"_raw_saved_{self._slope.saved}")
+        if raw.unpack_hook is not None:  # under checkpointing reading it would raise
+            return None
+        return [getattr(node, f"_saved_{self._slope.saved}").detach(), _Constants(node)]
+
+    def __call__(self, saved: list[Any], grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+        tensor, constants = saved
+        flat = flat_elements(sampled_units(tensor, self._units_at), self._slope, constants)
+        ledger = self._activations.ledger
+        values = (flat.double().mean(), self._activations.units(self._site).dead(~flat.all(0)))
+        for slot, value in zip((self._flat_slot, self._dead_slot), values, strict=True):
+            ledger.add(slot, value.item() if value.is_cpu else value)
+
+
+class _Constants:
+    """The numbers that a node saved, without holding the node."""
+
+    def __init__(self, node: Any) -> None:
+        for name in ("_saved_min_val", "_saved_max_val", "_saved_threshold"):
+            if hasattr(node, name):
+                setattr(self, name, getattr(node, name))
+
+
+def sampled_units(x: Tensor, unit_dimension: int) -> Tensor:
+    """Rows (R, C) of an activation: a fixed sample of samples and positions, all units."""
+    units = x.movedim(unit_dimension, -1)
+    C = units.shape[-1]
+    total = units.numel() // max(C, 1)
+    chosen = some_rows(total, max(MIN_ROWS, SAMPLE_ELEMENTS // max(C, 1)))
+    if chosen is None:
+        return units.reshape(-1, C)
+    places = torch.unravel_index(chosen.to(x.device), units.shape[:-1])
+    return units[places]
+
+
+def unit_dimension(node: Any) -> int:
+    """1 behind a convolution, -1 otherwise. Sees through sums, products and normalisation."""
+    for _ in range(4):
+        name = node.name()
+        if name.startswith(CHANNELS_FIRST):
+            return 1
+        if node.next_functions and (node.name() in SLOPES or name.startswith(THROUGH)):
+            node = node.next_functions[0][0]
+            if node is None:
+                break
+        else:
+            break
+    return -1

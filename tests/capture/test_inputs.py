@@ -1,0 +1,65 @@
+"""Scale of the data that the first layer reads."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+from gradscope.quantities.scale import SAMPLE_ELEMENTS, data_scale
+
+
+@pytest.mark.parametrize("shape", [(64, 10), (8, 7, 10), (4, 10, 6, 5)])
+def test_scale_equals_numpys(shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape) + 3
+    features = x.movedim(1, -1) if x.dim() == 4 else x
+    features = features.reshape(-1, 10)
+    features[:, 2] *= 50  # a view: changes x too, except of the permuted copy
+    x = features.reshape(4, 6, 5, 10).movedim(-1, 1) if x.dim() == 4 else features.reshape(shape)
+    a = features.double().numpy()
+    rms = np.sqrt((a**2).mean(0))
+    expected = [np.sqrt((a**2).mean()), abs(a.mean()) / a.std(), rms.max() / np.sort(rms)[4]]
+    assert data_scale(x).tolist() == pytest.approx(expected)
+
+
+def test_a_large_batch_is_sampled():
+    torch.manual_seed(0)
+    x = torch.randn(SAMPLE_ELEMENTS, 10) * 7
+    assert data_scale(x)[0].item() == pytest.approx(7, rel=0.02)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.body = nn.Sequential(nn.Dropout(0.0), nn.Linear(4, 4), nn.Linear(4, 1))
+
+    def forward(self, x):
+        return self.body(self.embed(x) if x.dtype is torch.long else x)
+
+
+def trained(x, steps=3):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=None, every=1, update_every=1) as scope:
+        for _ in range(steps):
+            with torch.no_grad():
+                model(torch.full((2, 4), 1e9))  # an evaluation is not looked at
+            model(x).sum().backward()
+            optimizer.step()
+    assert not scope.run().meta["errors"]
+    return scope.run()
+
+
+def test_the_first_layer_with_parameters_that_reads_data_is_named():
+    run = trained(torch.full((2, 4), 1000.0))
+    table = run.wide("input", "input_rms")
+    assert list(table.columns) == ["body.1"]
+    assert table["body.1"].tolist() == [1000.0] * 3
+    assert run.sites[("input", "body.1")].type == "Linear"
+
+
+def test_token_ids_are_no_numbers():
+    assert len(trained(torch.tensor([1, 2])).frame("input")) == 0
