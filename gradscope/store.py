@@ -188,6 +188,12 @@ class Journal:
         journal_path(self.path).unlink(missing_ok=True)
         return run
 
+    def discard(self) -> None:
+        """Remove both files."""
+        self._file.close()
+        for path in (self.path, journal_path(self.path)):
+            path.unlink(missing_ok=True)
+
     def abandon(self) -> None:
         """Close the file and leave what is on disk as it is."""
         self._file.close()

@@ -53,7 +53,10 @@ class Recorder:
         self._step_began = time.perf_counter()
 
         self._model = weakref.ref(model)
-        self.paths = {module: path for path, module in model.named_modules()}
+        # Held weakly: a model that its owner drops is gone, also while it is being recorded.
+        self.paths: dict[nn.Module, str] = weakref.WeakKeyDictionary(  # type: ignore[assignment]
+            (module, path) for path, module in model.named_modules()
+        )
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self._parameter_names = {id(p): n for n, p in named.items()}

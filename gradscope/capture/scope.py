@@ -270,22 +270,13 @@ class Scope:
             self._writer.flush()
         return self._writer.memory
 
-    def close(self) -> None:
-        """Finish the file and let go of the model. What leaving the `with` block does."""
-        self._close("")
+    def close(self, ended: str = "") -> None:
+        """Finish the file and let go of the model. What leaving the `with` block does.
 
-    def __enter__(self) -> Scope:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close("" if error is None else f"{type(error).__name__}: {error}")
-
-    def _close(self, ended: str) -> None:
+        Args:
+            ended: what ended the training run, if that was not its last step: kept in
+                `run.meta["ended"]`.
+        """
         if self._recorder.closed:
             return
         self._recorder.close()
@@ -299,6 +290,23 @@ class Scope:
             self._writer.finish()
         except Exception as error:  # what was written before can still be read
             self._recorder.trouble.caught("to the file", error)
+
+    def discard(self) -> None:
+        """Close, and remove what was written."""
+        self.close()
+        if os.getpid() == self._process:
+            self._writer.discard()
+
+    def __enter__(self) -> Scope:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close("" if error is None else f"{type(error).__name__}: {error}")
 
 
 def _optimizers(given: Any) -> list[torch.optim.Optimizer]:

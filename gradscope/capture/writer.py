@@ -59,3 +59,8 @@ class Writer:
             self._journal.finish()
         elif self.memory is not None:
             self.memory.meta["status"] = "complete"
+
+    def discard(self) -> None:
+        """Remove the files, whatever is in them."""
+        if self._journal is not None:
+            self._journal.discard()
