@@ -114,7 +114,7 @@ class Scope:
         )
         self._ledger = Ledger()
         self._writer = Writer(out, self._meta, self._ledger, flush_every)
-        self._recorder = Recorder(
+        self.recorder = Recorder(
             model,
             optimizers,
             self._meta,
@@ -139,14 +139,14 @@ class Scope:
         Raises:
             GradscopeError: if a value is no number.
         """
-        if self._recorder.closed:
+        if self.recorder.closed:
             return
-        step = self._recorder.step
+        step = self.recorder.step
         for name, value in values.items():
             offset = self._log_offset.setdefault(name, 0 if step == 0 else 1)
             self._ledger.scalar(max(step - offset, 0), name, _number(name, value))
-        if not self._recorder.calls.armed:  # on a recorded step the flush comes with its end
-            self._recorder.maybe_flush()
+        if not self.recorder.calls.armed:  # on a recorded step the flush comes with its end
+            self.recorder.maybe_flush()
 
     def crossings(self, every: int = 100, max_order: int = 8) -> None:
         """Also split the gradient by the number of attention softmaxes crossed.
@@ -191,8 +191,8 @@ class Scope:
         Raises:
             GradscopeError: if `every` can't be used.
         """
-        if not self._recorder.closed:
-            self._recorder.rank(sites, _positive("every", every))
+        if not self.recorder.closed:
+            self.recorder.rank(sites, _positive("every", every))
 
     def bottlenecks(self, closure: Callable[[], Any]) -> list[Cut]:
         """Also record the minimum cuts of the model: see `gradscope.bottlenecks`.
@@ -205,8 +205,8 @@ class Scope:
         Raises:
             GradscopeError: if the closure doesn't run the model.
         """
-        model, calls = self._recorder.model, self._recorder.calls
-        if model is None or self._recorder.closed:
+        model, calls = self.recorder.model, self.recorder.calls
+        if model is None or self.recorder.closed:
             raise GradscopeError("bottlenecks() takes a scope that is open")
         was_armed = calls.armed
         calls.disarm()
@@ -221,7 +221,7 @@ class Scope:
             self._ledger.site(Site(name, "cut", type=cut.kind, order=len(self._ledger.sites)))
             for metric in ("width", "source_width", "sink_width", "ratio"):
                 column = Column(name, "cut", "", metric)
-                self._ledger.once(self._recorder.step, column, float(getattr(cut, metric)))
+                self._ledger.once(self.recorder.step, column, float(getattr(cut, metric)))
         return cuts
 
     def probe(self, name: str, features: Any, labels: Any) -> Probe:
@@ -242,21 +242,21 @@ class Scope:
         self._ledger.site(Site(name, "probe", order=len(self._ledger.sites), note=note))
         for metric in ("accuracy", "majority", "shuffled"):
             column = Column(name, "probe", "", metric)
-            self._ledger.once(max(self._recorder.step - 1, 0), column, getattr(found, metric))
+            self._ledger.once(max(self.recorder.step - 1, 0), column, getattr(found, metric))
         return found
 
     def _request(self, request: CrossingsRequest | PathwayRequest) -> None:
-        if not self._recorder.closed:
-            self._recorder.request(request)
+        if not self.recorder.closed:
+            self.recorder.request(request)
 
     def step(self) -> None:
         """Count a step by hand: for training loops without a torch optimizer."""
-        if self._recorder.closed:
+        if self.recorder.closed:
             return
-        if self._recorder.optimizers:
+        if self.recorder.optimizers:
             raise GradscopeError("steps are counted at the optimizer's step(); don't call step()")
-        self._recorder.before_step(None, (), {})
-        self._recorder.after_step(None, (), {})
+        self.recorder.before_step(None, (), {})
+        self.recorder.after_step(None, (), {})
 
     def run(self) -> Run:
         """What was recorded so far.
@@ -266,7 +266,7 @@ class Scope:
         """
         if self._writer.memory is None:
             raise GradscopeError("this recording goes to a file: use gradscope.load() on it")
-        if not self._recorder.closed:
+        if not self.recorder.closed:
             self._writer.flush()
         return self._writer.memory
 
@@ -277,19 +277,19 @@ class Scope:
             ended: what ended the training run, if that was not its last step: kept in
                 `run.meta["ended"]`.
         """
-        if self._recorder.closed:
+        if self.recorder.closed:
             return
-        self._recorder.close()
+        self.recorder.close()
         atexit.unregister(self._at_exit)
         if os.getpid() != self._process:  # a forked worker: the file is its parent's
             return
-        self._meta["steps"] = self._recorder.step
+        self._meta["steps"] = self.recorder.step
         if ended:
             self._meta["ended"] = ended
         try:
             self._writer.finish()
         except Exception as error:  # what was written before can still be read
-            self._recorder.trouble.caught("to the file", error)
+            self.recorder.trouble.caught("to the file", error)
 
     def discard(self) -> None:
         """Close, and remove what was written."""
