@@ -98,20 +98,19 @@ def test_every_fork_of_a_module_output(name):
     assert checked
 
 
-def described(run, step):
-    """What a run says about every fork of a step, as `fork_values` puts it; names left out."""
-    table = run.frame("fork")
-    for site in table[table["step"] == step]["site"].unique():
-        found = fork_at(run, site, step)
-        yield {
-            "grad_norm": found["grad_norm"],
-            "cancellation": found["cancellation"],
-            **{key: sorted(chain(*found[key].values())) for key in ("norms", "cosines")},
-        }
+def nameless(fork):
+    """A fork's values with the names of its edges left out, but for what is outside the model."""
+    return {
+        "grad_norm": fork["grad_norm"],
+        "cancellation": fork["cancellation"],
+        "outside": fork["norms"].get("(outside)", []),
+        "norms": sorted(chain(*fork["norms"].values())),
+        "cosines": sorted(chain(*fork["cosines"].values())),
+    }
 
 
 def expected_forks(case, twin, steps):
-    """The same of every step, by calling the graph's nodes by hand."""
+    """All forks of every step, by calling the graph's nodes by hand."""
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
     span = Span(twin)
     for step in range(steps):
@@ -119,12 +118,10 @@ def expected_forks(case, twin, steps):
         loss = case.loss(twin, step)
         found = []
         for inside, outside in forks(loss, span):
-            terms = dict(enumerate([[g] for g in [*inside, outside] if g is not None]))
-            whole = fork_values(terms)
-            for key in ("norms", "cosines"):
-                whole[key] = sorted(chain(*whole[key].values()))
-            del whole["projection"]  # the invariants tie it to the cosine
-            found.append(whole)
+            terms = {edge: [g] for edge, g in enumerate(inside)}
+            if outside is not None:
+                terms["(outside)"] = [outside]
+            found.append(nameless(fork_values(terms)))
         yield found
         loss.backward()
         optimizer.step()
@@ -133,13 +130,13 @@ def expected_forks(case, twin, steps):
 
 
 def near(found, expected):
-    """Whether a recorded fork is this one."""
+    """Whether a recorded fork is this one; the invariants tie projections to cosines."""
     # A nearly cancelled sum leaves few digits of the cosines.
     digits = min(1e6, sum(expected["norms"]) / (expected["grad_norm"] or 1))
     return (
-        len(found["norms"]) == len(expected["norms"])
-        and len(found["cosines"]) == len(expected["cosines"])
+        all(len(found[key]) == len(expected[key]) for key in ("outside", "norms", "cosines"))
         and found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5 * digits, abs=1e-12)
+        and found["outside"] == pytest.approx(expected["outside"], rel=1e-4, abs=1e-12)
         and found["norms"] == pytest.approx(expected["norms"], rel=1e-4, abs=1e-12)
         and found["cosines"] == pytest.approx(expected["cosines"], rel=1e-4, abs=1e-5 * digits)
         and found["cancellation"] == pytest.approx(expected["cancellation"], abs=1e-5)
@@ -155,7 +152,8 @@ def test_every_edge_of_every_fork(name):
     assert_invariants(run)
     total = 0
     for step, expected in enumerate(expected_forks(case, twin, 2)):
-        found = list(described(run, step))
+        table = run.frame("fork").query(f"step == {step}")
+        found = [nameless(fork_at(run, site, step)) for site in table["site"].unique()]
         total += len(expected)
         for fork in expected:
             (same, *_) = [f for f in found if near(f, fork)] or pytest.fail(f"not found: {fork}")
