@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -68,11 +69,16 @@ class Parameters:
         self._groups: list[list[Reading]] = []
         self._thaw()
 
-    def gradients(self, scale: Any = None) -> None:
-        """Read the gradients now in `.grad`, which the optimizer will divide by `scale`."""
+    def gradients(self, scale: Any = None, of: Container[int] | None = None) -> None:
+        """Read the gradients now in `.grad`, which the optimizer will divide by `scale`.
+
+        Args:
+            of: ids of the parameters that are meant; None means all.
+        """
         if any(p.requires_grad for _, p in self._frozen.values()):
             self._thaw()
-        found = [(r, g) for r in self._readings if (g := local_gradient(r.parameter)) is not None]
+        meant = [r for r in self._readings if of is None or id(r.parameter) in of]
+        found = [(r, g) for r in meant if (g := local_gradient(r.parameter)) is not None]
         sizes = norms([g for _, g in found])
         self._ledger.slots.extend([r.gradient for r, _ in found])
         self._ledger.values.extend(sizes if scale is None else [s / scale for s in sizes])
@@ -118,12 +124,20 @@ class Parameters:
         self._groups = _balanced(self._readings, self._turns)
         self._turn_batches = {}
 
-    def before_update(self, recorded: int) -> None:
-        """Copy the weights whose turn it is. `recorded` counts recorded steps from 0."""
+    def before_update(
+        self, recorded: int, of: Container[int] | None = None, gradients_follow: bool = False
+    ) -> None:
+        """Copy the weights whose turn it is.
+
+        Args:
+            recorded: counts recorded steps from 0.
+            of: ids of the parameters that are meant; None means all.
+            gradients_follow: the optimizer's closure will make them.
+        """
         self._copied = [
             batch
             for whole in self._batches(recorded)
-            if (batch := whole.with_gradients()) is not None
+            if (batch := whole.of(of, gradients_follow)) is not None
         ]
         for batch in self._copied:
             torch._foreach_copy_(batch.copies, batch.weights())
@@ -131,7 +145,7 @@ class Parameters:
     def after_update(self) -> None:
         """Compare the weights with their copies."""
         copied, self._copied = self._copied, []
-        for batch in copied:
+        for batch in filter(None, (c.of(None) for c in copied)):
             weights = norms(batch.copies)
             torch._foreach_sub_(batch.copies, batch.weights())
             updates = norms(batch.copies)
@@ -189,9 +203,13 @@ class _Batch:
     def weights(self) -> list[Tensor]:
         return [local(r.parameter) for r in self.readings]
 
-    def with_gradients(self) -> _Batch | None:
-        """Those that the optimizer is about to update."""
-        has = [local_gradient(r.parameter) is not None for r in self.readings]
+    def of(self, ids: Container[int] | None, with_or_without: bool = False) -> _Batch | None:
+        """Those of parameters with these ids that have a gradient."""
+        has = [
+            (ids is None or id(r.parameter) in ids)
+            and (with_or_without or local_gradient(r.parameter) is not None)
+            for r in self.readings
+        ]
         if all(has):
             return self
         if not any(has):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ PLANS = 32  # graph structures remembered; a model whose graph never repeats mak
 class Recorder:
     """Listens to a model and its optimizers, and hands what it measures to a ledger.
 
-    Steps count optimizer steps from 0; `every`-th ones are recorded.
+    Steps count optimizer steps from `first_step`; `every`-th ones are recorded.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Recorder:
         every: int,
         update_every: int,
         softmax_rows: SoftmaxRows,
+        first_step: int = 0,
     ) -> None:
-        self.step = 0
+        self.step = first_step
         self.closed = False
         self._every, self._softmax_rows = every, softmax_rows
         self._meta, self._writer, self._ledger = meta, writer, ledger
@@ -68,7 +70,7 @@ class Recorder:
         self._parameters = Parameters(ledger, named, held, turns)
         self._activations = Activations(ledger, turns)
         self._inputs = Inputs(ledger, self.paths, self.trouble)
-        self._called: set[nn.Module] = set()
+        self._called: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         meta["nonfinite"] = []
         self._nonfinite = NonFinite(meta["nonfinite"], self._parameter_names, self.trouble)
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
@@ -99,10 +101,10 @@ class Recorder:
             handle.remove()
         self._handles = []
         self.optimizers = optimizers
-        if optimizers:
-            self._handles = [
-                optimizers[0].register_step_pre_hook(self.before_step),
-                optimizers[-1].register_step_post_hook(self.after_step),
+        for optimizer in optimizers:
+            self._handles += [
+                optimizer.register_step_pre_hook(self.before_step),
+                optimizer.register_step_post_hook(self.after_step),
             ]
 
     def begin_again(self) -> None:
@@ -256,8 +258,11 @@ class Recorder:
                 self._with_closure = any(map(callable, (*args[1:], *kwargs.values())))
                 if not self._with_closure:
                     # Set where a fused optimizer divides by the scale itself.
-                    self._parameters.gradients(getattr(optimizer, "grad_scale", None))
-                self._parameters.before_update(self._recorded)
+                    scale = getattr(optimizer, "grad_scale", None)
+                    self._parameters.gradients(scale, self._moved_by(optimizer))
+                self._parameters.before_update(
+                    self._recorded, self._moved_by(optimizer), gradients_follow=self._with_closure
+                )
         except Exception as error:
             self.trouble.caught("parameters", error)
 
@@ -269,15 +274,17 @@ class Recorder:
             if not found.is_cpu:  # known later: the step counts, and is marked
                 self._skipped = self._skipped + found
         now = time.perf_counter()
+        if self.calls.armed and self._recording and not self.trouble.off("parameters"):
+            try:
+                with torch.no_grad():
+                    if self._with_closure:
+                        self._parameters.gradients(of=self._moved_by(optimizer))
+                    self._parameters.after_update()
+            except Exception as error:
+                self.trouble.caught("parameters", error)
+        if self.optimizers and optimizer is not self.optimizers[-1]:
+            return  # the step goes on with the other optimizers
         if self.calls.armed:
-            if self._recording and not self.trouble.off("parameters"):
-                try:
-                    with torch.no_grad():
-                        if self._with_closure:
-                            self._parameters.gradients()
-                        self._parameters.after_update()
-                except Exception as error:
-                    self.trouble.caught("parameters", error)
             self._end_armed_step(now)
         if not isinstance(self._skipped, int) or self._skipped:
             self._ledger.scalar(self.step, "skipped_steps", self._skipped)
@@ -326,6 +333,17 @@ class Recorder:
         for handle in self._hung:
             handle.remove()
         self._hung = []
+
+    def _moved_by(self, optimizer: Any) -> Container[int] | None:
+        """Ids of the parameters that are read when this optimizer steps; None means all.
+
+        What no optimizer holds is read with the last one.
+        """
+        if len(self.optimizers) < 2:
+            return None
+        if optimizer is self.optimizers[-1]:
+            return set(self._parameter_names) - _held(self.optimizers[:-1])
+        return _held([optimizer])
 
     def _look_for_new_groups(self) -> None:
         """`add_param_group` while training: fine-tuning by and by, say."""

@@ -34,6 +34,7 @@ def attach(
     flush_every: float = 5.0,
     update_every: int = 8,
     softmax_rows: SoftmaxRows = "sample",
+    first_step: int = 0,
     name: str | None = None,
     args: dict[str, Any] | None = None,
 ) -> Scope:
@@ -48,8 +49,8 @@ def attach(
     Args:
         model: any module, on any device.
         optimizer: steps are counted at its `step()`. Several are given in the order in which
-            they step: gradients are read before the first, updates after the last. Without
-            one, call `scope.step()` where the optimizer would step.
+            they step: each parameter is read when its own optimizer steps, and a step ends with
+            the last. Without one, call `scope.step()` where the optimizer would step.
         out: file to write; a gradscope run already there is replaced. None records into
             memory only (`scope.run()`).
         every: record every n-th step, counted from 0.
@@ -58,6 +59,7 @@ def attach(
             needs a copy of the weights: parameters take turns.
         softmax_rows: of an attention softmax with more than 65,536 elements, measure a fixed
             "sample" of about 32,768 elements, or "all" rows. `Site.note` says which it was.
+        first_step: number of the next optimizer step, where an earlier training is resumed.
         name: of the run, in reports; by default the file's name.
         args: the run's configuration, kept in `run.meta["args"]`.
 
@@ -75,6 +77,7 @@ def attach(
         flush_every=_seconds("flush_every", flush_every),
         update_every=_positive("update_every", update_every),
         softmax_rows=_softmax_rows(softmax_rows),
+        first_step=_positive("first_step", first_step, least=0),
         name=name,
         args=args,
     )
@@ -93,6 +96,7 @@ class Scope:
         flush_every: float,
         update_every: int,
         softmax_rows: SoftmaxRows,
+        first_step: int,
         name: str | None,
         args: dict[str, Any] | None,
     ) -> None:
@@ -123,12 +127,13 @@ class Scope:
             every,
             update_every,
             softmax_rows,
+            first_step,
         )
         self._at_exit = _close_at_exit(self)
 
     # -- what users call ---------------------------------------------------------------
 
-    def log(self, **values: Any) -> None:
+    def log(self, /, **values: Any) -> None:
         """Record scalars of the current step: loss, accuracy, anything.
 
         Before the first optimizer step they belong to step 0, and a name logged then counts
@@ -327,9 +332,9 @@ def _softmax_rows(value: SoftmaxRows) -> SoftmaxRows:
     return value
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise GradscopeError(f"{name}= takes a whole number from 1 on, not {value!r}")
+def _positive(name: str, value: int, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise GradscopeError(f"{name}= takes a whole number from {least} on, not {value!r}")
     return value
 
 
