@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gradscope._version import __version__
+from gradscope.graph.wrappers import class_name
 
 MODEL_TEXT = 20_000  # characters of the model's repr that are kept
 
@@ -33,7 +34,7 @@ def describe(
         "argv": [str(a) for a in sys.argv],
         "git_commit": git_commit(),
         "model": {
-            "class": type(model).__name__,
+            "class": class_name(model),
             "parameters": sum(p.numel() for p in parameters),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "text": repr(model)[:MODEL_TEXT],

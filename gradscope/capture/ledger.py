@@ -53,9 +53,14 @@ E = TypeVar("E", bound=Emitter)
 
 
 class Ledger:
-    """Slots, emitters, and the samples since the last flush."""
+    """Slots, emitters, and the samples since the last flush.
 
-    def __init__(self) -> None:
+    Args:
+        rank: of this process; its columns carry it.
+    """
+
+    def __init__(self, rank: int = 0) -> None:
+        self._rank = rank
         self._modes: list[str] = ["last"]  # SCALE's
         self._powers: list[int] = [0]
         self._slots: dict[tuple[str, ...], int] = {}
@@ -231,7 +236,7 @@ class Ledger:
         found = self.columns.get(column)
         if found is None:
             found = self.columns[column] = len(self.columns)
-            self._new_columns.append(column)
+            self._new_columns.append(column._replace(rank=self._rank))
         return found
 
 

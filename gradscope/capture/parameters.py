@@ -117,8 +117,8 @@ class Parameters:
                     shape=tuple(parameter.shape),
                     numel=parameter.numel(),
                     note="" if id(parameter) in self._held else NOT_HELD,
-                    shards=shard.count,
-                    shard=shard.index,
+                    shards=shard.of,
+                    shard=shard.number,
                 )
             )
         self._groups = _balanced(self._readings, self._turns)
@@ -218,7 +218,7 @@ class _Batch:
 
 
 def _reading(ledger: Ledger, name: str, parameter: nn.Parameter, shard: Shard) -> Reading:
-    split = shard.count > 1
+    split = shard.of > 1
 
     def slot(metric: str, whole: str, mode: str = "rss") -> int:
         return ledger.plain(Column(name, "parameter", "", metric if split else whole), mode=mode)
@@ -229,7 +229,7 @@ def _reading(ledger: Ledger, name: str, parameter: nn.Parameter, shard: Shard) -
         weight=slot("shard_weight_norm", "weight_norm", mode="last"),
         update=slot("shard_update_norm", "update_ratio", mode="last"),
         nonfinite=slot("shard_nonfinite", "nonfinite", mode="sum"),
-        shards=shard.count,
+        shards=shard.of,
     )
 
 

@@ -19,11 +19,14 @@ from gradscope.capture.parameters import Parameters
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
 from gradscope.capture.ranks import Ranks
+from gradscope.capture.shards import gathered, named_shards, spread
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
+from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call, CallRecorder
 from gradscope.graph.walk import walk
+from gradscope.graph.wrappers import has_flat_parameters, module_paths, unwrapped
 
 PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
 
@@ -54,12 +57,15 @@ class Recorder:
         self._with_closure = False
         self._step_began = time.perf_counter()
 
+        flat = has_flat_parameters(model)
+        model = unwrapped(model)
         self._model = weakref.ref(model)
         # Held weakly: a model that its owner drops is gone, also while it is being recorded.
         self.paths: dict[nn.Module, str] = weakref.WeakKeyDictionary(  # type: ignore[assignment]
-            (module, path) for path, module in model.named_modules()
+            module_paths(model)
         )
-        named = dict(model.named_parameters())
+        named = {} if flat else named_shards(model)
+        self._spread = any(map(spread, named.values()))
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self._parameter_names = {id(p): n for n, p in named.items()}
 
@@ -89,6 +95,8 @@ class Recorder:
         SCALER_STEP.listen(self)
         CLIP.listen(self)
         BACKWARD.listen(self)
+        if flat:
+            self.note_unseen("parameters", "in the flat shards of FullyShardedDataParallel")
         self._begin_step()
 
     @property
@@ -114,7 +122,16 @@ class Recorder:
         self._begin_step()
 
     def request(self, request: CrossingsRequest | PathwayRequest) -> None:
-        """Measure pathways too, from this step on."""
+        """Measure pathways too, from this step on.
+
+        Raises:
+            GradscopeError: if they can't be, in this model.
+        """
+        if self._spread:
+            raise GradscopeError(
+                "pathways can't be measured in a model of fully_shard, whose weights are not all "
+                "on this process; measure them with DistributedDataParallel or in one process"
+            )
         self._pathways.request(request, self.step)
         self._arm_for_outputs(self._pathways.due(self.step))
 
@@ -205,7 +222,7 @@ class Recorder:
                 start=outer.start,
                 returned={(graph.index[o.node], o.number) for o in returned},
                 paths=self.paths,
-                parameters=self._parameter_names,
+                parameters=self._names_now(),
                 ledger=self._ledger,
                 softmax_rows=self._softmax_rows,
                 activations=self._activations,
@@ -218,6 +235,14 @@ class Recorder:
         self._hung += plan.hang(graph)
         self._nonfinite.forward_done(outer.start, outer.end, plan)
         self._writer.spent += time.perf_counter() - began
+
+    def _names_now(self) -> dict[int, str]:
+        """Names of parameters by id, also of those that `fully_shard` gathers for this pass."""
+        model, names = self._model(), self._parameter_names
+        if not self._spread or model is None:
+            return names
+        found = {whole: names.get(id(shard)) for whole, shard in gathered(model).items()}
+        return {**names, **{whole: name for whole, name in found.items() if name is not None}}
 
     def _known_plan(self, key: tuple[list[Any], ...]) -> Plan | None:
         for position, (known, plan) in enumerate(self._plans):

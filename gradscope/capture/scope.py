@@ -6,6 +6,7 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,13 +17,16 @@ from torch import nn
 from gradscope.capture.describe import describe
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest
+from gradscope.capture.processes import this_process
 from gradscope.capture.recorder import Recorder
 from gradscope.capture.softmaxes import SOFTMAX_ROWS, SoftmaxRows
 from gradscope.capture.writer import Writer
 from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError
+from gradscope.graph.wrappers import unwrapped
 from gradscope.probing import Probe, probe
 from gradscope.run import Column, Run, Site
+from gradscope.store import part_path
 
 
 def attach(
@@ -47,12 +51,15 @@ def attach(
     without it.
 
     Args:
-        model: any module, on any device.
+        model: any module, on any device. Of DistributedDataParallel, `torch.compile` and
+            `fully_shard`, names are those of the module inside.
         optimizer: steps are counted at its `step()`. Several are given in the order in which
             they step: each parameter is read when its own optimizer steps, and a step ends with
             the last. Without one, call `scope.step()` where the optimizer would step.
         out: file to write; a gradscope run already there is replaced. None records into
-            memory only (`scope.run()`).
+            memory only (`scope.run()`). Of several processes (torch.distributed, torchrun), the
+            first writes it and rank r writes its part beside it (run.rank1.pt); `load` puts
+            them together.
         every: record every n-th step, counted from 0.
         flush_every: seconds between writes; a killed process loses at most that much.
         update_every: training steps between two measurements of a parameter's update, which
@@ -106,8 +113,9 @@ class Scope:
             )
         self._log_offset: dict[str, int] = {}
         self._process = os.getpid()
+        process = this_process(out)
         self._meta = describe(
-            model,
+            unwrapped(model),
             optimizers,
             name=name or (out.stem if out else "run"),
             args=args or {},
@@ -116,7 +124,10 @@ class Scope:
             update_every=update_every,
             softmax_rows=softmax_rows,
         )
-        self._ledger = Ledger()
+        if process is not None:
+            self._meta["process"] = asdict(process)
+            out = None if out is None else part_path(out, process.rank)
+        self._ledger = Ledger(process.rank if process else 0)
         self._writer = Writer(out, self._meta, self._ledger, flush_every)
         self.recorder = Recorder(
             model,

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.listening import BACKWARD
+from gradscope.capture.shards import spread
 from gradscope.cuts.untouched import untouched
 from gradscope.errors import GradscopeError, PathwayError
 from gradscope.graph.calls import Call, CallRecorder
 from gradscope.graph.naming import Names, Place, canonical
 from gradscope.graph.walk import walk
+from gradscope.graph.wrappers import module_paths, named_parameters, unwrapped
 from gradscope.paths import Crossing, find_softmaxes
 
 
@@ -150,7 +152,14 @@ def loss_graph(model: nn.Module, closure: Callable[[], Any]) -> LossGraph:
         raise GradscopeError(f"not a torch.nn.Module but {type(model).__name__}: {model!r:.80}")
     if not callable(closure):
         raise GradscopeError(f"closure must be a function without arguments, not {closure!r:.80}")
-    paths = {module: path for path, module in model.named_modules()}
+    model = unwrapped(model)
+    parameters = {n: p for n, p in named_parameters(model).items() if p.requires_grad}
+    if any(map(spread, parameters.values())):
+        raise GradscopeError(
+            "pathways can't be measured in a model of fully_shard, whose weights are not all on "
+            "this process; measure them before fully_shard"
+        )
+    paths = module_paths(model)
     calls: list[Call] = []
     recorder = CallRecorder(paths, calls.extend, _raise)
     with ExitStack() as stack:
@@ -165,7 +174,6 @@ def loss_graph(model: nn.Module, closure: Callable[[], Any]) -> LossGraph:
             loss = closure()
         except _Skipped as skipped:
             loss = skipped.loss
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not isinstance(loss, Tensor):
         raise GradscopeError(
             f"closure() must return the loss, one tensor; it returned {type(loss).__name__}"

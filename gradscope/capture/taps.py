@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.ledger import Ledger
+from gradscope.capture.shards import spread
 from gradscope.capture.trouble import Trouble
 from gradscope.quantities.inner import inner
 from gradscope.quantities.norm import WIDE_HIGH, WIDE_LOW, norm
@@ -224,7 +225,7 @@ class NodeTap:
     def _measure_outputs(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
         for number, tap in self.outputs:
             g = grad_outputs[number]
-            if g is not None and not g.is_nested:
+            if g is not None and not g.is_nested and not spread(g):
                 tap.measure(g, arrived)
 
     def _leaving(
@@ -233,7 +234,7 @@ class NodeTap:
         try:
             for number, fork, slots in self.edges:
                 g = grad_inputs[number]
-                if g is not None and not g.is_nested:
+                if g is not None and not g.is_nested and not spread(g):
                     fork.gather(arrived).append((slots, g))
         except Exception as error:
             self._trouble.caught("gradients", error)
@@ -246,8 +247,15 @@ class NodeTap:
         grad_outputs: Gradients,
     ) -> None:
         try:
+<<<<<<< /tmp/x3/m/h
             with torch.no_grad():
                 crossing(saved, grad_inputs, grad_outputs)
+=======
+            here = not any(g is not None and spread(g) for g in grad_outputs)
+            if self.crossing is not None and here:
+                with torch.no_grad():
+                    self.crossing(saved, grad_inputs, grad_outputs)
+>>>>>>> gradscope/capture/taps.py
             saved.clear()
         except Exception as error:
             self._trouble.caught(crossing.part, error)

@@ -16,6 +16,7 @@ from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call, Output
 from gradscope.graph.naming import INPUT, OUTPUT, Names, Place
 from gradscope.graph.walk import Graph, walk
+from gradscope.graph.wrappers import unwrapped
 
 
 @dataclass
@@ -47,7 +48,7 @@ def observe(model: nn.Module, closure: Callable[[], Any], batch_size: int | None
         GradscopeError: when the closure doesn't run the model with gradients, or no input or
             batch size can be found.
     """
-    root = getattr(model, "_orig_mod", model)  # as it was before torch.compile
+    root = unwrapped(model)
     if any(map(is_lazy, [*root.parameters(), *root.buffers()])):
         raise GradscopeError(
             "the model has lazy modules without parameters yet: run one forward pass first"

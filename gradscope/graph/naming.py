@@ -10,6 +10,7 @@ from torch import nn
 from gradscope.graph.attention_nodes import FUSED_ATTENTION
 from gradscope.graph.calls import Call
 from gradscope.graph.walk import Graph, operation
+from gradscope.graph.wrappers import class_name
 
 OUTPUT = "(output)"  # the root module's own output
 INPUT = "(input)"
@@ -19,7 +20,8 @@ OUTSIDE = "(outside)"
 # eventually reads them.
 VIEWS = frozenset(
     "view unsafeview reshapealias t transpose permute expand unsqueeze squeeze select slice "
-    "split splitwithsizes unbind chunk clone tocopy alias movedim contiguous".split()
+    "split splitwithsizes unbind chunk clone tocopy alias movedim contiguous "
+    "registerpost".split()  # by which fully_shard sees that a module's backward pass is over
 )
 
 SDPA_INPUTS = ("query", "key", "value", "mask")
@@ -116,7 +118,7 @@ class Names:
                 found.append(
                     Named(
                         name=(name or OUTPUT) + output.field,
-                        type=type(call.module).__name__,
+                        type=class_name(call.module),
                         place=(node, output.number),
                         shape=tuple(output.shape),
                         numel=output.shape.numel(),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+_FLAT = "_fsdp_wrapped_module"
 # Class → attribute that holds the wrapped module. By name, since most are never imported.
 _HOLDS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
-        "_fsdp_wrapped_module"
-    ),
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _FLAT,
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": (
         "_checkpoint_wrapped_module"
     ),
@@ -49,6 +48,11 @@ def class_name(module: nn.Module) -> str:
     if len(kind.__bases__) == 2 and kind.__bases__[0].__name__ == _SHARDED:
         kind = kind.__bases__[1]
     return kind.__name__
+
+
+def has_flat_parameters(model: nn.Module) -> bool:
+    """Whether parameters lie in the flat shards of FullyShardedDataParallel."""
+    return any(_held(m) == _FLAT for m in model.modules())
 
 
 def _held(module: nn.Module) -> str:
