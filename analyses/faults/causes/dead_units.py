@@ -1,0 +1,115 @@
+"""Rectified units that give 0 for every sample: no gradient reaches what feeds them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from analyses.faults import setups
+from analyses.faults.case import Fault, Variant
+from analyses.faults.symptoms import dead_units
+from analyses.faults.training import Training
+
+
+def biases(value: float, *, share: float = 1.0, like: str = "") -> Callable[[Training], None]:
+    """Set the hidden layers' biases (a share of them) to a value."""
+
+    def change(training: Training) -> None:
+        layers = [
+            (name, m)
+            for name, m in training.model.named_modules()
+            if isinstance(m, nn.Linear | nn.Conv2d) and like in name
+        ]
+        with torch.no_grad():
+            for name, layer in layers:
+                if name.endswith("head") or (layer is layers[-1][1] and not like):
+                    continue
+                assert layer.bias is not None
+                layer.bias[: round(share * len(layer.bias))] = value
+
+    return change
+
+
+def jolt(factor: float, at: int = 20) -> Callable[[Training], None]:
+    """One step with a learning rate that is far too large, as a bad batch would make it."""
+
+    def change(training: Training) -> None:
+        ordinary = training.step
+
+        def step(training: Training, number: int) -> dict[str, object]:
+            group = training.optimizer.param_groups[0]
+            usual = group["lr"]
+            group["lr"] = usual * (factor if number == at else 1)
+            logged = ordinary(training, number)
+            group["lr"] = usual
+            return logged
+
+        training.step = step
+
+    return change
+
+
+def shifted_inputs(training: Training) -> None:
+    """All inputs positive and all first weights negative: sums far below 0."""
+    batch = training.batch
+    training.batch = lambda step: (batch(step)[0] + 4, *batch(step)[1:])
+    with torch.no_grad():
+        next(training.model.parameters()).abs_().neg_()
+
+
+FAULT = Fault(
+    "dead-units",
+    must=[["dead-units"]],
+    # What feeds only dead units has a gradient of exactly 0, and does not move.
+    may=["no-update", "vanishing-gradient"],
+    symptom=dead_units(0.5),
+    variants=[
+        Variant("mlp-3-negative-bias", partial(setups.mlp, depth=3), biases(-3.0, share=0.9)),
+        Variant("conv-4-negative-bias", partial(setups.conv), biases(-3.0, share=0.8)),
+        Variant(
+            "transformer-ff-negative-bias",
+            lambda: _relu_transformer(),
+            biases(-6.0, share=0.9, like="ff.0"),
+        ),
+        Variant(
+            # The jolt itself is an update that is too large.
+            "mlp-4-one-huge-step",
+            partial(setups.mlp, depth=4),
+            jolt(400),
+            may=["no-update", "vanishing-gradient", "update-too-large", "exploding-gradient"],
+        ),
+        Variant(
+            # Nothing of the model's output depends on its input any more.
+            "mlp-2-shifted-inputs",
+            partial(setups.mlp, depth=2, lr=0.01),
+            shifted_inputs,
+        ),
+        Variant(
+            "conv-6-one-huge-step",
+            partial(setups.conv, depth=6, gain=1.4, optimizer="sgd", lr=0.02),
+            jolt(1000),
+            may=["no-update", "vanishing-gradient", "update-too-large", "exploding-gradient"],
+        ),
+        Variant(
+            "regression-large-lr",
+            partial(setups.mlp, depth=2, width=64, on="regression", lr=0.02),
+            broken=partial(setups.mlp, depth=2, width=64, on="regression", lr=8.0),
+            may=["no-update", "vanishing-gradient", "update-too-large", "exploding-gradient"],
+        ),
+        Variant(
+            "residual-mlp-negative-bias",
+            partial(setups.residual_mlp, blocks=3),
+            biases(-20.0, like=".0"),
+            # All branches dead: their edges carry nothing.
+            may=["no-update", "vanishing-gradient", "starved-pathway"],
+        ),
+    ],
+)
+
+
+def _relu_transformer() -> Training:
+    training = setups.transformer(depth=2)
+    for block in training.model.blocks:  # type: ignore[union-attr]
+        block.ff[1] = nn.ReLU()  # type: ignore[index, operator]
+    return training

@@ -1,0 +1,28 @@
+"""Runs in which nothing is wrong, by theme."""
+
+from analyses.faults.case import Case
+from analyses.faults.healthy import (
+    attention,
+    losses,
+    optimizers,
+    parts,
+    precision,
+    recurrent,
+    schedules,
+    vision,
+)
+
+THEMES = [
+    attention.RUNS,
+    vision.RUNS,
+    recurrent.RUNS,
+    optimizers.RUNS,
+    schedules.RUNS,
+    parts.RUNS,
+    precision.RUNS,
+    losses.RUNS,
+]
+
+
+def cases() -> list[Case]:
+    return [case for theme in THEMES for case in theme.cases()]

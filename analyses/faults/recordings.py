@@ -1,0 +1,121 @@
+"""Recorded runs, kept in a folder that git ignores, so that rules can be scored again in seconds.
+
+A recording's key covers the sources it came from: the case's own file, what cases are built from,
+and the part of gradscope that records. A change of a rule leaves it alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+import gradscope
+from analyses.faults.case import Case
+
+T = TypeVar("T")
+
+FOLDER = Path("reports/faults/runs")
+BUILT_FROM = ("training.py", "data.py", "nets.py", "setups.py", "case.py")
+BORROWS = re.compile(r"from analyses\.faults\.causes\.(\w+) import")
+RECORDS = ("capture", "graph", "quantities", "paths", "cuts", "run.py", "store.py", "probing.py")
+
+
+@cache
+def _text(where: Path) -> bytes:
+    files = sorted(where.rglob("*.py")) if where.is_dir() else [where]
+    return b"".join(f.read_bytes() for f in files)
+
+
+def _home(case: Case) -> list[Path]:
+    """Files of the functions that a case is made with, `corpus` aside."""
+    here = Path(__file__).parent
+    folder = here / ("causes" if case.fault or case.name.endswith("/healthy") else "healthy")
+    found = []
+    for file in sorted(folder.glob("*.py")):
+        text = file.read_text()
+        if file.stem != "__init__" and f'\n    "{case.group}",\n' in text:
+            found.append(file)
+            found += [here / "causes" / f"{name}.py" for name in BORROWS.findall(text)]
+    assert found, f"no file defines the group {case.group!r}"
+    return found
+
+
+def source_key(case: Case) -> str:
+    """Of the case itself."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256(case.name.encode() + torch.__version__.encode())
+    for file in [*_home(case), *(here / name for name in BUILT_FROM)]:
+        digest.update(_text(file))
+    return digest.hexdigest()[:10]
+
+
+def capture_key() -> str:
+    """Of the code that records."""
+    package = Path(inspect.getfile(gradscope)).parent
+    digest = hashlib.sha256()
+    for name in RECORDS:
+        if (package / name).exists():
+            digest.update(_text(package / name))
+    return digest.hexdigest()[:10]
+
+
+def path_of(case: Case, *, any_capture: bool = False) -> Path:
+    """Where a case's recording is or would be.
+
+    With `any_capture`, the newest that some version of the recording code made, if there is one.
+    """
+    stem = f"{case.name.replace('/', '__')}--{source_key(case)}"
+    exact = FOLDER / f"{stem}-{capture_key()}.pt"
+    if any_capture and not exact.exists():
+        older = sorted(FOLDER.glob(f"{stem}-*.pt"), key=lambda p: p.stat().st_mtime)
+        return older[-1] if older else exact
+    return exact
+
+
+def record_missing(
+    cases: list[Case], *, jobs: int = 1, any_capture: bool = False
+) -> Iterator[tuple[Case, str]]:
+    """Record what isn't there; yields each case when done, with what went wrong or ""."""
+    missing = [c.name for c in cases if not path_of(c, any_capture=any_capture).exists()]
+    by_name = {c.name: c for c in cases}
+    for name, trouble in in_processes(_record, missing, jobs):
+        yield by_name[name], trouble
+
+
+def in_processes(work: Callable[[str], T], names: list[str], jobs: int) -> Iterator[tuple[str, T]]:
+    """`work(name)` for all names, in `jobs` processes; results as they come."""
+    if jobs == 1 or len(names) < 2:
+        yield from ((name, work(name)) for name in names)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        futures = {pool.submit(work, name): name for name in names}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _record(name: str) -> str:
+    from analyses.faults.corpus import corpus
+    from analyses.faults.training import record
+
+    case = next(c for c in corpus() if c.name == name)
+    path = path_of(case)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in FOLDER.glob(f"{name.replace('/', '__')}--*.pt"):
+        stale.unlink()
+    try:
+        record(case.make, path, name)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,224 @@
+"""Is a fault one? Verdicts on what `observe` measured without gradscope.
+
+Each function returns a `Symptom`: (observed, twin's or None) → evidence, with "is" as the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+from analyses.faults.case import Symptom
+from analyses.faults.observe import Observed
+
+Evidence = dict[str, Any]
+
+
+def decays(decades: float) -> Symptom:
+    """The first matrix's gradient is that much smaller than the last one's (RMS), typically."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = median(run.decades())
+        return {"is": found >= decades, "decades": found, **_twin_decades(twin)}
+
+    return symptom
+
+
+def grows(decades: float) -> Symptom:
+    """The gradient at the first module's output is that much larger than at the last one's.
+
+    Taken at the start: what comes after depends on what the optimizer made of it.
+    """
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = -run.decades()[0]
+        return {"is": found >= decades, "decades": found, **_twin_decades(twin)}
+
+    return symptom
+
+
+def dead_units(share: float) -> Symptom:
+    """In some module that many units are 0 for every sample, late in the run."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = max(run.last.dead.values(), default=0.0)
+        theirs = {"twin": max(twin.last.dead.values(), default=0.0)} if twin else {}
+        return {"is": found >= share and theirs.get("twin", 0) < share, "dead": found, **theirs}
+
+    return symptom
+
+
+def saturated(share: float) -> Symptom:
+    """In some tanh, sigmoid or the like that many values are at their ends, typically."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = median(max(c.saturated.values(), default=0.0) for c in run.checkpoints)
+        evidence = {"saturated": found}
+        if twin:
+            evidence["twin"] = median(
+                max(c.saturated.values(), default=0.0) for c in twin.checkpoints
+            )
+        return {"is": found >= share and evidence.get("twin", 0) < share, **evidence}
+
+    return symptom
+
+
+def peaked(entropy: float) -> Symptom:
+    """Some softmax's mean normalised entropy ends below."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = min(run.last.entropies, default=1.0)
+        evidence = {"entropy": found}
+        if twin:
+            evidence["twin"] = min(twin.last.entropies, default=1.0)
+        return {"is": found <= entropy < evidence.get("twin", 1.0), **evidence, **_worse(run, twin)}
+
+    return symptom
+
+
+def diffuse(entropy: float) -> Symptom:
+    """All softmaxes stay above it to the end."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = min((min(c.entropies, default=0.0) for c in run.checkpoints), default=0.0)
+        evidence = {"entropy": found}
+        if twin:
+            evidence["twin"] = min(twin.last.entropies, default=1.0)
+        return {"is": found >= entropy, **evidence, **_worse(run, twin)}
+
+    return symptom
+
+
+def branch_starved(share: float) -> Symptom:
+    """Some matrix's gradient is that small beside the largest (norms), throughout."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        def smallest(observed: Observed) -> float:
+            return max(c.smallest_share() for c in observed.checkpoints)
+
+        evidence = {"share": smallest(run)}
+        if twin:
+            evidence["twin"] = smallest(twin)
+        return {"is": evidence["share"] <= share < evidence.get("twin", 1.0), **evidence}
+
+    return symptom
+
+
+def edges_cancel(agreement: float) -> Symptom:
+    """‖Σ g_e‖/√Σ‖g_e‖² of the tensor that modules share as their input is below it throughout."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        def largest(observed: Observed) -> float:
+            return max(min(c.agreement, default=9.0) for c in observed.checkpoints)
+
+        evidence = {"agreement": largest(run)}
+        if twin:
+            evidence["twin"] = largest(twin)
+        return {"is": evidence["agreement"] <= agreement < evidence.get("twin", 9.0), **evidence}
+
+    return symptom
+
+
+def learns_less(margin: float) -> Symptom:
+    """The run ends with a loss that much above its twin's (or not finite)."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        assert twin is not None, "needs a twin"
+        evidence = {"loss": run.loss_last, "twin": twin.loss_last}
+        worse = not math.isfinite(run.loss_last) or run.loss_last - twin.loss_last >= margin * abs(
+            twin.loss_first
+        )
+        return {"is": worse, **evidence}
+
+    return symptom
+
+
+def no_gradient_before(like: str = "") -> Symptom:
+    """Trainable parameters (some called so) have no gradient at all, which the twin's have."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        without = [n for n in run.without_gradient if like in n]
+        theirs = set(twin.without_gradient) if twin else set()
+        return {"is": bool(set(without) - theirs), "without_gradient": len(without)}
+
+    return symptom
+
+
+some_without_gradient = no_gradient_before
+
+
+def left_out() -> Symptom:
+    """Parameters with a gradient in the loss's graph that the optimizer doesn't hold."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        theirs = twin.leaves_not_held if twin else 0
+        return {"is": run.leaves_not_held > 0 == theirs, "left_out": run.leaves_not_held}
+
+    return symptom
+
+
+def unmoved(limit: float, like: str = "") -> Symptom:
+    """No matrix called so moves by more than that of its norm over the whole run."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = max(m for n, m in run.moved.items() if like in n)
+        evidence = {"moved": found}
+        if twin:
+            evidence["twin"] = max(m for n, m in twin.moved.items() if like in n)
+        return {"is": found <= limit < evidence.get("twin", 1.0), **evidence}
+
+    return symptom
+
+
+def overshoots() -> Symptom:
+    """Weights move by more than their own size, and the loss ends above the twin's."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        moved = median(run.moved.values())
+        worse = learns_less(0.1)(run, twin)
+        finite = math.isfinite(moved)
+        return {**worse, "is": worse["is"] and (not finite or moved > 1), "moved": moved}
+
+    return symptom
+
+
+def underflows(share: float) -> Symptom:
+    """Of the elements whose gradient in float32 is not 0, that many are 0."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = median(c.lost_in_half for c in run.checkpoints)
+        return {"is": found >= share, "lost": found, **_worse(run, twin)}
+
+    return symptom
+
+
+def not_finite() -> Symptom:
+    """Some loss or weight is NaN or infinite; the twin's never are."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        fine = twin is None or twin.finite
+        return {"is": not run.finite and fine, "operation": run.first_non_finite}
+
+    return symptom
+
+
+def zero_gradient() -> Symptom:
+    """Most elements of the gradient are exactly 0 or missing at every step looked at."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found = min(c.zero_share for c in run.checkpoints)
+        evidence: Evidence = {"zero": found}
+        if twin:
+            evidence["twin"] = median(c.zero_share for c in twin.checkpoints)
+        return {"is": found >= 0.5, **evidence, **_worse(run, twin)}
+
+    return symptom
+
+
+def _twin_decades(twin: Observed | None) -> Evidence:
+    return {"twin_decades": median(twin.decades())} if twin else {}
+
+
+def _worse(run: Observed, twin: Observed | None) -> Evidence:
+    return {"loss": run.loss_last, "twin_loss": twin.loss_last} if twin else {}

@@ -1,0 +1,89 @@
+"""Is every fault of the corpus one? Measured without gradscope.
+
+    python -m analyses.faults.verify [--only GLOB] [--jobs 2] [--out reports/faults]
+
+Trains every faulty case and its healthy twin bare, looks at gradients, activations, weights and
+losses (`observe.py`), and gives each case's verdict (`symptoms.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import pickle
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analyses.faults.case import Case
+from analyses.faults.corpus import chosen, corpus
+from analyses.faults.observe import Observed, observe
+from analyses.faults.recordings import FOLDER, in_processes, source_key
+
+
+def observed(name: str) -> Observed:
+    """A case's observations, from the folder of recordings if they are there."""
+    case = next(c for c in corpus() if c.name == name)
+    path = FOLDER / f"{name.replace('/', '__')}--{source_key(case)}.observed"
+    if path.exists():
+        return pickle.loads(path.read_bytes())
+    found = observe(case.make, half=case.group == "underflow")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in FOLDER.glob(f"{name.replace('/', '__')}--*.observed"):
+        stale.unlink()
+    path.write_bytes(pickle.dumps(found))
+    return found
+
+
+def _observe(name: str) -> str:
+    try:
+        observed(name)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def verdict(case: Case) -> dict[str, Any]:
+    """A faulty case's evidence; "is" tells whether it is one."""
+    assert case.symptom is not None, f"{case.name} has no symptom"
+    twin = observed(case.twin) if case.twin else None
+    return case.symptom(observed(case.name), twin)
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Pattern of names.")] = "*",
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for verified.csv.")] = None,
+) -> None:
+    """Print every faulty case's verdict; exit code 1 if one is no fault."""
+    faulty = [c for c in chosen(only) if c.fault]
+    names = sorted({c.name for c in faulty} | {c.twin for c in faulty if c.twin})
+    trouble = {n: t for n, t in in_processes(_observe, names, jobs) if t}
+    rows, wrong = [], 0
+    for case in faulty:
+        broken = trouble.get(case.name) or trouble.get(case.twin)
+        evidence = {"is": False, "error": broken} if broken else verdict(case)
+        is_one = evidence.pop("is")
+        wrong += not is_one
+        shown = ", ".join(f"{k} {_short(v)}" for k, v in evidence.items())
+        print(f"{'ok ' if is_one else 'NOT'}  {case.name:45} {shown}")
+        rows.append({"case": case.name, "is_a_fault": is_one, "evidence": shown})
+    print(f"{len(faulty) - wrong} of {len(faulty)} are faults")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "verified.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, ["case", "is_a_fault", "evidence"])
+            table.writeheader()
+            table.writerows(rows)
+    raise typer.Exit(int(wrong > 0))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if math.isfinite(value) else str(value)
+    return str(value)
+
+
+if __name__ == "__main__":
+    typer.run(main)
