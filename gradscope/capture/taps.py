@@ -247,15 +247,9 @@ class NodeTap:
         grad_outputs: Gradients,
     ) -> None:
         try:
-<<<<<<< /tmp/x3/m/h
-            with torch.no_grad():
-                crossing(saved, grad_inputs, grad_outputs)
-=======
-            here = not any(g is not None and spread(g) for g in grad_outputs)
-            if self.crossing is not None and here:
+            if not any(g is not None and spread(g) for g in grad_outputs):
                 with torch.no_grad():
-                    self.crossing(saved, grad_inputs, grad_outputs)
->>>>>>> gradscope/capture/taps.py
+                    crossing(saved, grad_inputs, grad_outputs)
             saved.clear()
         except Exception as error:
             self._trouble.caught(crossing.part, error)
