@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import shlex
 import sys
 from enum import StrEnum
@@ -72,6 +73,48 @@ def analyze(
     typer.echo(f"report: {path}")
     if fail_on is not None and page.reaches(fail_on.value):
         raise typer.Exit(1)
+
+
+@app.command(
+    "run",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="[--every N] [--out RUN] [-m]",
+)
+def run_command(
+    script: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SCRIPT [ARGUMENT]...",
+            show_default=False,
+            help="The training script and its own arguments, as they would follow python.",
+        ),
+    ] = None,
+    module: Annotated[
+        bool, typer.Option("-m", help="SCRIPT is the name of a module, as for python -m.")
+    ] = False,
+    every: Annotated[
+        str, typer.Option(metavar="N", help="Record every n-th optimizer step.")
+    ] = "10",
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="File to record into; a run already there is replaced. Further models of the "
+            "script go to files named after it: run-Discriminator.pt.",
+        ),
+    ] = "run.pt",
+) -> None:
+    """Record a training script that knows nothing of gradscope, and needs no change.
+
+    The models are those that its torch optimizers train. The script's output, exit code and
+    results are its own; what gradscope has to say goes to standard error when it has ended.
+    """
+    from gradscope.launch.command import command
+
+    words = command(script or [], module=module, every=every, out=out)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(words[0], words)
 
 
 @app.command()
