@@ -91,6 +91,8 @@ class ActivationTap:
         return [getattr(node, f"_saved_{self._slope.saved}").detach(), _Constants(node)]
 
     def __call__(self, saved: list[Any], grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+        if not saved:  # a second pass over a graph that was kept
+            return
         tensor, constants = saved
         flat = flat_elements(sampled_units(tensor, self._units_at), self._slope, constants)
         ledger = self._activations.ledger
