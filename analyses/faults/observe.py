@@ -193,9 +193,10 @@ def _probe(training: Training, step: int, half: bool) -> tuple[Checkpoint, set[s
     for group in (g for g in shared.values() if len(g) > 1):
         found.agreement += _agreement([next(edges, None) for _ in group])
     elements = sum(p.numel() for p in named.values())
-    zeros = sum(
-        p.numel() if (g := gradients[n]) is None else int((g == 0).sum()) for n, p in named.items()
-    )
+    zeros = 0
+    for n, p in named.items():
+        gradient = gradients[n]
+        zeros += p.numel() if gradient is None else int((gradient == 0).sum())
     found.zero_share = zeros / max(elements, 1)
     found.norms = {
         n: g.float().norm().item() for n, g in gradients.items() if g is not None and g.ndim > 1

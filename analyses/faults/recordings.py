@@ -22,6 +22,7 @@ import torch
 import gradscope
 from analyses.faults.case import Case
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 FOLDER = Path("reports/faults/runs")
@@ -30,42 +31,44 @@ BORROWS = re.compile(r"from analyses\.faults\.causes\.(\w+) import")
 RECORDS = ("capture", "graph", "quantities", "paths", "cuts", "run.py", "store.py", "probing.py")
 
 
-@cache
+HERE = Path(__file__).parent
+PACKAGE = Path(inspect.getfile(gradscope)).parent
+
+# Read when the code is imported: what is edited later is not what makes the recordings.
+_TEXTS = {f: f.read_bytes() for top in (HERE, PACKAGE) for f in sorted(top.rglob("*.py"))}
+
+
 def _text(where: Path) -> bytes:
-    files = sorted(where.rglob("*.py")) if where.is_dir() else [where]
-    return b"".join(f.read_bytes() for f in files)
+    return b"".join(text for file, text in _TEXTS.items() if file.is_relative_to(where))
 
 
 def _home(case: Case) -> list[Path]:
     """Files of the functions that a case is made with, `corpus` aside."""
-    here = Path(__file__).parent
-    folder = here / ("causes" if case.fault or case.name.endswith("/healthy") else "healthy")
+    folder = HERE / ("causes" if case.fault or case.name.endswith("/healthy") else "healthy")
     found = []
-    for file in sorted(folder.glob("*.py")):
-        text = file.read_text()
-        if file.stem != "__init__" and f'\n    "{case.group}",\n' in text:
+    for file in _TEXTS:
+        text = _TEXTS[file].decode()
+        if file.parent == folder and file.stem != "__init__" and f'\n    "{case.group}",\n' in text:
             found.append(file)
-            found += [here / "causes" / f"{name}.py" for name in BORROWS.findall(text)]
+            found += [HERE / "causes" / f"{name}.py" for name in BORROWS.findall(text)]
     assert found, f"no file defines the group {case.group!r}"
     return found
 
 
 def source_key(case: Case) -> str:
     """Of the case itself."""
-    here = Path(__file__).parent
     digest = hashlib.sha256(case.name.encode() + torch.__version__.encode())
-    for file in [*_home(case), *(here / name for name in BUILT_FROM)]:
+    for file in [*_home(case), *(HERE / name for name in BUILT_FROM)]:
         digest.update(_text(file))
     return digest.hexdigest()[:10]
 
 
+@cache
 def capture_key() -> str:
     """Of the code that records."""
-    package = Path(inspect.getfile(gradscope)).parent
     digest = hashlib.sha256()
     for name in RECORDS:
-        if (package / name).exists():
-            digest.update(_text(package / name))
+        digest.update(_text(PACKAGE / name))
     return digest.hexdigest()[:10]
 
 
@@ -86,29 +89,33 @@ def record_missing(
     cases: list[Case], *, jobs: int = 1, any_capture: bool = False
 ) -> Iterator[tuple[Case, str]]:
     """Record what isn't there; yields each case when done, with what went wrong or ""."""
-    missing = [c.name for c in cases if not path_of(c, any_capture=any_capture).exists()]
-    by_name = {c.name: c for c in cases}
-    for name, trouble in in_processes(_record, missing, jobs):
-        yield by_name[name], trouble
+    missing = {
+        (c.name, str(path_of(c))): c
+        for c in cases
+        if not path_of(c, any_capture=any_capture).exists()
+    }
+    for task, trouble in in_processes(_record, list(missing), jobs):
+        yield missing[task], trouble
 
 
-def in_processes(work: Callable[[str], T], names: list[str], jobs: int) -> Iterator[tuple[str, T]]:
-    """`work(name)` for all names, in `jobs` processes; results as they come."""
-    if jobs == 1 or len(names) < 2:
-        yield from ((name, work(name)) for name in names)
+def in_processes(work: Callable[[A], T], tasks: list[A], jobs: int) -> Iterator[tuple[A, T]]:
+    """`work(task)` for all tasks, in `jobs` processes; results as they come."""
+    if jobs == 1 or len(tasks) < 2:
+        yield from ((task, work(task)) for task in tasks)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        futures = {pool.submit(work, name): name for name in names}
+        futures = {pool.submit(work, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
 
-def _record(name: str) -> str:
+def _record(task: tuple[str, str]) -> str:
     from analyses.faults.corpus import corpus
     from analyses.faults.training import record
 
+    name, where = task
     case = next(c for c in corpus() if c.name == name)
-    path = path_of(case)
+    path = Path(where)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in FOLDER.glob(f"{name.replace('/', '__')}--*.pt"):
         stale.unlink()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy.stats import binomtest, chi2
+from scipy.stats import binomtest, chi2  # type: ignore[import-untyped]
 
 from analyses.faults.case import Case
 
@@ -55,7 +55,8 @@ def judge(case: Case, reports: Iterable[Report]) -> Judged:
     """Compare a case's findings, worst first, with its label."""
     counted = [r for r in reports if r.severity in COUNTS or r.rule in case.at_info]
     reported = frozenset(r.rule for r in counted)
-    hits, misses = [], []
+    hits: list[str] = []
+    misses: list[str] = []
     for group in case.must:
         (hits if group & reported else misses).append(_name(group, reported))
     operation = next((r.operation for r in counted if r.operation), "")
@@ -105,9 +106,9 @@ def tally(judged: list[Judged]) -> pd.DataFrame:
     rules = sorted({r for j in judged for r in (*j.hits, *j.misses, *j.false_alarms)})
     healthy = [j for j in judged if not j.case.fault]
 
-    def row(name: str, wanted: Callable[[str], bool]) -> dict[str, object]:
+    def row(name: str, wanted: set[str]) -> dict[str, object]:
         def count(of: Callable[[Judged], Iterable[str]], some: list[Judged]) -> int:
-            return sum(wanted(rule) for j in some for rule in of(j))
+            return sum(rule in wanted for j in some for rule in of(j))
 
         hits = count(lambda j: j.hits, judged)
         misses = count(lambda j: j.misses, judged)
@@ -133,9 +134,7 @@ def tally(judged: list[Judged]) -> pd.DataFrame:
             "per_healthy_high": highest,
         }
 
-    return pd.DataFrame(
-        [row("all", lambda rule: True), *(row(r, lambda rule, r=r: rule == r) for r in rules)]
-    )
+    return pd.DataFrame([row("all", set(rules)), *(row(rule, {rule}) for rule in rules)])
 
 
 def summary(judged: list[Judged]) -> dict[str, tuple[int, int]]:

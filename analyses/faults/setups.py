@@ -152,7 +152,7 @@ def cell(
 
 
 def sequence(
-    kind: type[nn.RNNBase] = nn.GRU,
+    kind: Callable[..., nn.RNNBase] = nn.GRU,
     *,
     length: int = 20,
     hidden: int = 24,

@@ -111,5 +111,5 @@ FAULT = Fault(
 def _relu_transformer() -> Training:
     training = setups.transformer(depth=2)
     for block in training.model.blocks:  # type: ignore[union-attr]
-        block.ff[1] = nn.ReLU()  # type: ignore[index, operator]
+        block.ff[1] = nn.ReLU()
     return training

@@ -34,7 +34,7 @@ def without_grad(where: str) -> Callable[[Training], None]:
             with torch.no_grad():
                 return usual(*given)
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
     return change
 

@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from analyses.faults import nets, setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import grows
 from analyses.faults.training import Training
 
 
-def large_weights(gain: float):
+def large_weights(gain: float) -> Change:
     return lambda training: nets.rescale(training.model, gain)
 
 
-def growing(radius: float):
+def growing(radius: float) -> Change:
     """The recurrent matrix is scaled to this spectral radius."""
 
     def change(training: Training) -> None:

@@ -27,13 +27,11 @@ def group_rate(lr: float, like: str) -> Callable[[Training], None]:
         old = training.optimizer
         named = list(training.model.named_parameters())
         defaults = dict(old.defaults)
-        training.optimizer = type(old)(
-            [
-                {"params": [p for n, p in named if like in n], "lr": lr},
-                {"params": [p for n, p in named if like not in n]},
-            ],
-            **defaults,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": [p for n, p in named if like in n], "lr": lr},
+            {"params": [p for n, p in named if like not in n]},
+        ]
+        training.optimizer = type(old)(groups, **defaults)
 
     return change
 

@@ -114,7 +114,7 @@ def heavy(scale: float, dtype: torch.dtype) -> Training:
     """A wide sum in float16: beyond 65504 there is infinity."""
     training = setups.mlp(depth=3, width=64, optimizer="sgd", lr=1e-5, steps=60)
     with torch.no_grad():
-        for layer in training.model:  # type: ignore[union-attr]
+        for layer in training.model.modules():
             if isinstance(layer, nn.Linear):
                 layer.weight.mul_(scale)
     return autocast(training, dtype)
@@ -142,8 +142,10 @@ def likelihood(limit: float) -> Training:
         return (torch.exp(-100 * s) * (mean - y) ** 2 + s).mean()
 
     model = Gaussian(limit)
+    last = model.net[-1]
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        model.net[-1].bias[1] = 0.0 if limit > 0 else -1.0
+        last.bias[1] = 0.0 if limit > 0 else -1.0
     return setups.assemble(model, data.regression(), loss, lr=1e-3, steps=100)
 
 

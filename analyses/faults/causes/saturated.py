@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from analyses.faults import data, nets, setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import saturated
 from analyses.faults.training import Training
 
 
-def weights_times(factor: float, like: str = "", *, head: bool = False):
+def weights_times(factor: float, like: str = "", *, head: bool = False) -> Change:
     """Multiply weights by a factor, those of the output layer only if asked for."""
 
     def change(training: Training) -> None:
@@ -49,12 +49,12 @@ def highway(layers: int = 3, width: int = 32) -> Training:
     return setups.assemble(model, data.digits(), optimizer="sgd", lr=0.1)
 
 
-def gate_biases(value: float):
+def gate_biases(value: float) -> Change:
     def change(training: Training) -> None:
         with torch.no_grad():
             for gate in training.model.gates:  # type: ignore[union-attr]
-                gate.weight.mul_(40)  # type: ignore[union-attr, operator]
-                gate.bias.fill_(value)  # type: ignore[union-attr, operator]
+                gate.weight.mul_(40)
+                gate.bias.fill_(value)
 
     return change
 
@@ -120,5 +120,5 @@ def bounded(scale: float) -> Training:
         return (model(x) - (x > 0).float()).square().mean()
 
     with torch.no_grad():
-        model[-2].weight.mul_(scale)
+        model[-2].weight.mul_(scale)  # type: ignore[operator]
     return setups.assemble(model, data.digits(), loss, optimizer="sgd", lr=1.0)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from analyses.faults import nets, setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import diffuse, peaked
 from analyses.faults.training import Training
 
 
-def logits_times(factor: float):
+def logits_times(factor: float) -> Change:
     """Every attention's temperature is off by a factor."""
 
     def change(training: Training) -> None:
@@ -24,7 +24,7 @@ def logits_times(factor: float):
     return change
 
 
-def weights_times(factor: float, *like: str):
+def weights_times(factor: float, *like: str) -> Change:
     def change(training: Training) -> None:
         with torch.no_grad():
             for name, weight in training.model.named_parameters():
@@ -74,7 +74,7 @@ def encoder(depth: int = 2, dim: int = 32) -> Training:
     return setups.assemble(Encoder(depth, dim), data.marked(), lr=1e-3)
 
 
-def in_proj_times(factor: float):
+def in_proj_times(factor: float) -> Change:
     return weights_times(factor, "in_proj_weight")
 
 
@@ -117,7 +117,7 @@ PEAKED = Fault(
 )
 
 
-def frozen_uniform(*like: str):
+def frozen_uniform(*like: str) -> Change:
     """Queries (or scores) start at 0 and learn a million times too slowly."""
 
     def change(training: Training) -> None:

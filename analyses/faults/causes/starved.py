@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from analyses.faults import data, nets, setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import branch_starved
 from analyses.faults.training import Training
 
@@ -65,14 +65,14 @@ def gated(bias: float, blocks: int = 3, width: int = 32) -> Training:
     )
 
 
-def residual_times(factor: float):
+def residual_times(factor: float) -> Change:
     def change(training: Training) -> None:
         training.model.scale = factor  # type: ignore[assignment]
 
     return change
 
 
-def attention_out_times(factor: float):
+def attention_out_times(factor: float) -> Change:
     """Attention's output is multiplied by a constant, a unit conversion gone wrong."""
 
     def change(training: Training) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analyses.faults import setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.causes.no_update import learning_rate
 from analyses.faults.symptoms import overshoots
 from analyses.faults.training import Training
@@ -21,7 +21,7 @@ def summed(training: Training) -> None:
     training.loss = loss
 
 
-def momentum(value: float):
+def momentum(value: float) -> Change:
     def change(training: Training) -> None:
         for group in training.optimizer.param_groups:
             group["momentum"] = value

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from analyses.faults import data, nets, setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import some_without_gradient
 from analyses.faults.training import Training
 
@@ -43,7 +43,7 @@ def heads(both: bool, width: int = 32, conv: bool = False, depth: int = 1) -> Tr
     return setups.assemble(model, data.digits(image=conv), optimizer="sgd", lr=0.1)
 
 
-def overwritten(at: int):
+def overwritten(at: int) -> Change:
     """A block's output is replaced by its input's (a variable's name mixed up)."""
 
     def change(training: Training) -> None:

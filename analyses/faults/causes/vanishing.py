@@ -6,17 +6,17 @@ import torch
 from torch import nn
 
 from analyses.faults import data, nets, setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import decays
 from analyses.faults.training import Training
 
 
-def small_weights(gain: float):
+def small_weights(gain: float) -> Change:
     """Every matrix drawn anew, N(0, gain²/fan_in)."""
     return lambda training: nets.rescale(training.model, gain)
 
 
-def forgetful(radius: float):
+def forgetful(radius: float) -> Change:
     """The recurrent matrix shrunk: what came before fades."""
 
     def change(training: Training) -> None:

@@ -119,8 +119,8 @@ def zero_branches(depth: int = 3) -> Training:
     """Every branch of a transformer ends in a layer that starts at 0."""
     training = setups.transformer(depth=depth)
     for block in training.model.blocks:  # type: ignore[union-attr]
-        nn.init.zeros_(block.attention.out.weight)  # type: ignore[union-attr, arg-type]
-        nn.init.zeros_(block.ff[-1].weight)  # type: ignore[index, union-attr, arg-type]
+        nn.init.zeros_(block.attention.out.weight)
+        nn.init.zeros_(block.ff[-1].weight)
     return training
 
 
