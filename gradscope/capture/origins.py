@@ -8,7 +8,7 @@ watched as the gradient crosses them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -151,7 +151,8 @@ def _outputs_finite(graph: Graph) -> dict[int, bool]:
     known: dict[int, bool] = {}
     for i, node in enumerate(graph.nodes):
         if hasattr(node, "variable"):
-            known[i] = _finite(node.variable)
+            if not _gone(node.variable):
+                known[i] = _finite(node.variable)
             continue
         for name, tensor in _saved(node).items():
             if name in RESULTS:
@@ -162,7 +163,7 @@ def _outputs_finite(graph: Graph) -> dict[int, bool]:
                     known.setdefault(graph.index[producer], _finite(tensor))
     for i, node in enumerate(graph.nodes):
         again = AGAIN.get(node.name())
-        if i in known or again is None:
+        if i in known or again is None or any(_gone(t) for _, t in _readable(node)):
             continue
         try:
             known[i] = _finite(again(node))
@@ -199,9 +200,18 @@ def _reads_nonfinite_data(node: Any) -> bool:
     return False
 
 
+def _gone(tensor: Tensor) -> bool:
+    """Whether a tensor's memory was let go: `fully_shard` gathers weights again when needed."""
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+
+
 def _saved(node: Any) -> dict[str, Tensor]:
     """Floating-point tensors that a node saved and that may be read."""
-    found = {}
+    return {n: t.detach() for n, t in _readable(node) if type(t) is Tensor and not _gone(t)}
+
+
+def _readable(node: Any) -> Iterator[tuple[str, Tensor]]:
+    """Floating-point tensors that a node saved, without a hook that unpacks them."""
     for attribute in dir(node):
         if not attribute.startswith("_raw_saved_"):
             continue
@@ -210,9 +220,8 @@ def _saved(node: Any) -> dict[str, Tensor]:
         if isinstance(raw, tuple | list) or raw is None or raw.unpack_hook is not None:
             continue
         tensor = getattr(node, "_saved_" + name)
-        if type(tensor) is Tensor and tensor.is_floating_point():
-            found[name] = tensor.detach()
-    return found
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            yield name, tensor
 
 
 def _producer(node: Any, name: str) -> Any:

@@ -237,12 +237,13 @@ class Recorder:
         self._writer.spent += time.perf_counter() - began
 
     def _names_now(self) -> dict[int, str]:
-        """Names of parameters by id, also of those that `fully_shard` gathers for this pass."""
+        """Names of parameters by id, also of those that `fully_shard` has gathered by now."""
         model, names = self._model(), self._parameter_names
-        if not self._spread or model is None:
-            return names
-        found = {whole: names.get(id(shard)) for whole, shard in gathered(model).items()}
-        return {**names, **{whole: name for whole, name in found.items() if name is not None}}
+        if self._spread and model is not None:
+            for whole, shard in gathered(model).items():
+                if id(shard) in names:
+                    names[whole] = names[id(shard)]
+        return names
 
     def _known_plan(self, key: tuple[list[Any], ...]) -> Plan | None:
         for position, (known, plan) in enumerate(self._plans):
