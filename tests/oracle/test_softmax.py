@@ -9,7 +9,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import gradscope
+from gradscope.capture import softmaxes
 from tests.reference.gradients import attention_rows, rows_along, softmax_values
 from tests.reference.networks import data, encoder, weighted
 from tests.reference.recording import record, train_steps, values
@@ -480,3 +483,140 @@ def test_rows_with_nothing_to_attend_to():
     pairs = list(attention_rows(*twin.qkv, twin.z.grad, mask=mask))
     expected = softmax_values([(p, g) for p, g in pairs if p.isfinite().all()])
     assert recorded_at(run, "inner") == close(expected)
+
+
+def materialised(twin, x, scale=None, mask=None, causal=False):
+    """The four metrics of `Attention`'s softmax in float64, with the N×N matrix written out."""
+    loss = weighted(twin(x))
+    twin.z.retain_grad()
+    loss.backward()
+    q, k, v = (t.detach().double() for t in twin.qkv)
+    groups = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(groups, 1) for t in (k, v))
+    e = q @ k.mT * (scale or 1 / math.sqrt(q.shape[-1]))
+    n = e.shape[-1]
+    if causal:
+        mask = torch.ones(e.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        e = e.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else e + mask
+    p = e.softmax(-1)
+    g = twin.z.grad.double() @ v.mT
+    back = p * (g - (p * g).sum(-1, keepdim=True))
+    s2, s3 = p.square().sum(-1), p.pow(3).sum(-1)
+    return {
+        "entropy": torch.special.entr(p).sum(-1).mean().item() / math.log(n),
+        "max_prob": p.amax(-1).mean().item(),
+        "jacobian_norm": (s2 - 2 * s3 + s2.square()).clamp_min(0).sqrt().mean().item(),
+        "gain": (back.norm() / g.norm()).item(),
+    }
+
+
+LONG = 150
+LONG_VARIANTS = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "bool mask": {"attn_mask": torch.ones(LONG, LONG, dtype=torch.bool).tril(3).repeat(2, 1, 1, 1)},
+    "float mask": {"attn_mask": data(5, 1, 2, LONG, LONG)},
+    "scale": {"scale": 3.0},
+    "grouped-query": {"heads": 4, "kv_heads": 2, "is_causal": True},
+    "dropout": {"dropout": 0.5},
+}
+
+
+def as_attention(variant):
+    """(model, twin, arguments of `materialised`)."""
+    options = LONG_VARIANTS[variant]
+    torch.manual_seed(0)
+    model = Attention("fused", **options)
+    with torch.no_grad():
+        model.q.weight *= 3
+    named = {"scale": "scale", "attn_mask": "mask", "is_causal": "causal"}
+    return model, copy.deepcopy(model), {named[k]: v for k, v in options.items() if k in named}
+
+
+@pytest.mark.parametrize("block", [1 << 18, 20_000, 1_000])
+@pytest.mark.parametrize("variant", LONG_VARIANTS)
+def test_all_rows_of_a_long_attention(variant, block, monkeypatch):
+    """However many rows are at hand at a time, and whether or not they are those of one head."""
+    monkeypatch.setattr(softmaxes, "CPU_BLOCK", block)
+    model, twin, told = as_attention(variant)
+    x = data(0, 2, LONG, 4)
+    outer = Outer(model)
+    run = record(
+        outer,
+        lambda o: train_steps(outer, lambda m, _: weighted(m(x)), o, 1),
+        softmax_rows="all",
+    )
+    found, expected = recorded_at(run, "inner"), materialised(twin, x, **told)
+    if variant == "dropout":  # runs unfused; its draws are not the twin's
+        del found["gain"], expected["gain"]
+    assert found == pytest.approx(expected, rel=1e-5)
+    site = run.sites[("softmax", "inner")]
+    assert site.note == "all rows"
+    assert site.shape[-2:] == (LONG, LONG)
+    assert run.meta["errors"] == run.meta["unseen"] == []
+
+
+def test_all_rows_of_bfloat16():
+    """Computed in float32 from what is saved, which is what the kernel does inside."""
+    torch.manual_seed(0)
+    model = Attention("fused").bfloat16()
+    twin = copy.deepcopy(model)
+    x = data(0, 2, LONG, 4).bfloat16()
+    outer = Outer(model)
+    run = record(
+        outer, lambda o: train_steps(outer, lambda m, _: weighted(m(x)), o, 1), softmax_rows="all"
+    )
+    assert recorded_at(run, "inner") == pytest.approx(materialised(twin, x), rel=1e-5)
+
+
+def test_all_rows_of_a_long_plain_softmax_over_any_dimension(monkeypatch):
+    monkeypatch.setattr(softmaxes, "CPU_BLOCK", 7_000)
+    for dim in (0, 1):
+        torch.manual_seed(0)
+        model = Outer(Softmax(dim, scale=4.0))
+        twin = copy.deepcopy(model).inner
+        x = data(0, 300, 60, 4)
+        run = record(
+            model,
+            lambda o, m=model, x=x: train_steps(m, lambda m, _: weighted(m(x)), o, 1),
+            softmax_rows="all",
+        )
+        twin(x)
+        p = twin.p.detach().double().movedim(dim, -1)
+        entropy = torch.special.entr(p).sum(-1).mean().item() / math.log(p.shape[-1])
+        found = recorded_at(run, "inner")
+        assert found["entropy"] == pytest.approx(entropy, rel=1e-5)
+        assert found["max_prob"] == pytest.approx(p.amax(-1).mean().item(), rel=1e-5)
+        assert run.sites[("softmax", "inner")].note == "all rows"
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_all_rows_never_lie_in_memory_together(monkeypatch):
+    monkeypatch.setattr(softmaxes, "CPU_BLOCK", 1 << 13)
+    model = Outer(Attention("fused", is_causal=True))
+    x = data(0, 2, 256, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=None, every=1, softmax_rows="all"):
+        loss = weighted(model(x))
+        with Largest() as largest:
+            loss.backward()
+        optimizer.step()
+    assert 1 << 13 <= largest.elements < 256 * 256 // 4
+
+
+@pytest.mark.parametrize("value", ["every", 5, None, True])
+def test_a_bad_choice_of_rows_is_refused(value):
+    with pytest.raises(gradscope.GradscopeError, match='"sample" or "all"'):
+        gradscope.attach(nn.Linear(2, 2), out=None, softmax_rows=value)
