@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,7 +107,7 @@ class Fault:
             name = f"{self.name}/{v.name}"
             twin = ""
             if v.healthy is not None and v.twin:
-                twin = twins.setdefault(_same(v.healthy), f"{name}/healthy")
+                twin = twins.setdefault(same(v.healthy), f"{name}/healthy")
             cases.append(
                 Case(
                     name=name,
@@ -135,11 +136,14 @@ class Fault:
         return cases
 
 
-def _same(make: Make) -> Any:
-    """Equal for runs that are made in the same way."""
-    if not isinstance(make, partial):
-        return make, (), ()
-    return make.func, make.args, tuple(sorted((k, repr(a)) for k, a in make.keywords.items()))
+def same(make: Make) -> Any:
+    """Equal for runs that are made in the same way, defaults written out or not."""
+    function, args, keywords = make, (), {}
+    if isinstance(make, partial):
+        function, args, keywords = make.func, make.args, make.keywords
+    bound = inspect.signature(function).bind(*args, **keywords)
+    bound.apply_defaults()
+    return function, repr(bound.arguments)
 
 
 def _broken(v: Variant) -> Make:
@@ -168,7 +172,8 @@ class Healthy:
     runs: dict[str, Make]
     may: dict[str, Iterable[str]] = field(default_factory=dict)
 
-    def cases(self) -> list[Case]:
+    def cases(self, twins: dict[Any, str]) -> list[Case]:
+        """Runs that aren't the healthy twin of some fault already."""
         return [
             Case(
                 name=f"{self.name}/{name}",
@@ -178,4 +183,5 @@ class Healthy:
                 may=frozenset(self.may.get(name, ())),
             )
             for position, (name, make) in enumerate(self.runs.items())
+            if twins.setdefault(same(make), f"{self.name}/{name}") == f"{self.name}/{name}"
         ]

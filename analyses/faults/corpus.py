@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from typing import Any
 
 from analyses.faults import causes, healthy
 from analyses.faults.case import Case
@@ -10,7 +11,8 @@ from analyses.faults.case import Case
 
 def corpus() -> list[Case]:
     """Every case, faulty ones with their twins first."""
-    return [*causes.cases(), *healthy.cases()]
+    twins: dict[Any, str] = {}
+    return [*causes.cases(twins), *healthy.cases(twins)]
 
 
 def chosen(only: str = "*", split: str = "") -> list[Case]:

@@ -79,7 +79,7 @@ def _name(group: frozenset[str], reported: frozenset[str]) -> str:
 
 def plain(operation: str) -> str:
     """ "SoftmaxBackward0" → "softmax"; "aten::_softmax" → "softmax"."""
-    name = operation.split("::")[-1].split(".")[0].lower()
+    name = operation.lower().removeprefix("aten").lstrip(".:").split(".")[0]
     head, _, _ = name.partition("backward")
     return head.strip("_ ")
 

@@ -45,6 +45,6 @@ FAULTS = [
 ]
 
 
-def cases() -> list[Case]:
-    twins: dict[Any, str] = {}
+def cases(twins: dict[Any, str]) -> list[Case]:
+    """Faulty cases and their twins; `twins` is filled with those (see `Fault.cases`)."""
     return [case for fault in FAULTS for case in fault.cases(twins)]

@@ -1,5 +1,7 @@
 """Runs in which nothing is wrong, by theme."""
 
+from typing import Any
+
 from analyses.faults.case import Case
 from analyses.faults.healthy import (
     attention,
@@ -24,5 +26,6 @@ THEMES = [
 ]
 
 
-def cases() -> list[Case]:
-    return [case for theme in THEMES for case in theme.cases()]
+def cases(twins: dict[Any, str]) -> list[Case]:
+    """Healthy cases that aren't in `twins` (see `Healthy.cases`)."""
+    return [case for theme in THEMES for case in theme.cases(twins)]
