@@ -5,7 +5,6 @@ import gc
 import importlib
 import inspect
 import sys
-from itertools import pairwise
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from transformers import (
 import gradscope
 from gradscope.integrations import huggingface
 from gradscope.integrations.huggingface import GradscopeCallback
+from tests.integrations.twins import assert_identical, outcome, update_ratios, weight_norms
 from tests.reference.gradients import norm
 from tests.reference.recording import values
 
@@ -64,13 +64,6 @@ class Oracle(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **_):
         self.weights.append(self._copy(model))
-
-    @property
-    def update_ratios(self):
-        return [
-            {n: norm(b[n].double() - a[n].double()) / norm(a[n]) for n in a if norm(a[n])}
-            for a, b in pairwise(self.weights)
-        ]
 
 
 def trainer(tmp_path, net, callbacks, **arguments):
@@ -122,6 +115,10 @@ def nothing_left(optimizer):
     )
 
 
+def losses_of(made):
+    return [e["loss"] for e in made.state.log_history if "loss" in e]
+
+
 CASES = {
     "plain": {},
     "accumulation, clipping": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.05},
@@ -148,21 +145,24 @@ def test_numbers_metrics_and_weights(name, tmp_path):
     arguments = CASES[name]
     plain, watched = model(), model()
     oracle = Oracle()
-    trainer(tmp_path, plain, [oracle], **arguments).train()
+    bare = trainer(tmp_path, plain, [oracle], **arguments)
+    bare.train()
+    without = outcome(plain, [bare.optimizer], losses_of(bare))
     callback = GradscopeCallback(out=tmp_path / "run.pt", every=1, update_every=1)
     watching = trainer(tmp_path, watched, [callback], **arguments)
     watching.train()
-
-    for (key, a), b in zip(plain.state_dict().items(), watched.state_dict().values(), strict=True):
-        assert torch.equal(a, b), key
+    assert_identical(without, outcome(watched, [watching.optimizer], losses_of(watching)))
     run = gradscope.load(tmp_path / "run.pt")
     assert (run.meta["status"], run.meta["errors"]) == ("complete", [])
     assert run.steps.tolist() == list(range(STEPS)) and run.meta["steps"] == STEPS
     for step in range(STEPS):
         found = values(run, "parameter", "grad_norm", step)
         assert found == pytest.approx(oracle.gradients[step], rel=1e-5)
+        before, after = oracle.weights[step : step + 2]
+        weights = values(run, "parameter", "weight_norm", step)
+        assert weights == pytest.approx(weight_norms(before), rel=1e-5)
         ratios = values(run, "parameter", "update_ratio", step)
-        expected = oracle.update_ratios[step]
+        expected = update_ratios(before, after)
         assert {n: ratios[n] for n in expected} == pytest.approx(expected, rel=1e-4)
     assert_metrics_found(run, watching.state.log_history)
     assert callback.scope is None and nothing_left(watching.optimizer)
