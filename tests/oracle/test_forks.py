@@ -1,7 +1,6 @@
 """Forks equal what separate copies of the tensor, one for every reader, receive."""
 
 import copy
-from itertools import chain
 
 import pytest
 import torch
@@ -9,9 +8,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.reference.cases import CASES, every_case
+from tests.reference.cases import CASES
 from tests.reference.gradients import fork_terms, fork_values, output_identities
-from tests.reference.graph_by_hand import Span, forks
 from tests.reference.networks import data, weighted
 from tests.reference.recording import fork_at, record, train_steps
 
@@ -96,70 +94,6 @@ def test_every_fork_of_a_module_output(name):
             checked += 1
             assert_fork(fork_at(run, found.pop()), fork_values(terms))
     assert checked
-
-
-def nameless(fork):
-    """A fork's values with the names of its edges left out, but for what is outside the model."""
-    return {
-        "grad_norm": fork["grad_norm"],
-        "cancellation": fork["cancellation"],
-        "outside": fork["norms"].get("(outside)", []),
-        "norms": sorted(chain(*fork["norms"].values())),
-        "cosines": sorted(chain(*fork["cosines"].values())),
-    }
-
-
-def expected_forks(case, twin, steps):
-    """All forks of every step, by calling the graph's nodes by hand."""
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
-    span = Span(twin)
-    for step in range(steps):
-        torch.manual_seed(step)
-        loss = case.loss(twin, step)
-        found = []
-        for inside, outside in forks(loss, span):
-            terms = {edge: [g] for edge, g in enumerate(inside)}
-            if outside is not None:
-                terms["(outside)"] = [outside]
-            found.append(nameless(fork_values(terms)))
-        yield found
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    span.remove()
-
-
-def near(found, expected):
-    """Whether a recorded fork is this one; the invariants tie projections to cosines."""
-    # A nearly cancelled sum leaves few digits of the cosines.
-    digits = min(1e6, sum(expected["norms"]) / (expected["grad_norm"] or 1))
-    return (
-        all(len(found[key]) == len(expected[key]) for key in ("outside", "norms", "cosines"))
-        and found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5 * digits, abs=1e-12)
-        and found["outside"] == pytest.approx(expected["outside"], rel=1e-4, abs=1e-12)
-        and found["norms"] == pytest.approx(expected["norms"], rel=1e-4, abs=1e-12)
-        and found["cosines"] == pytest.approx(expected["cosines"], rel=1e-4, abs=1e-5 * digits)
-        and found["cancellation"] == pytest.approx(expected["cancellation"], abs=1e-5)
-    )
-
-
-@pytest.mark.parametrize("name", every_case("forks"))
-def test_every_edge_of_every_fork(name):
-    """Operations' forks, parameters' and inputs' included: each of the graph's is recorded once."""
-    case = CASES[name]
-    model, twin = case.pair()
-    run = record(model, lambda opt: train_steps(model, case.loss, opt, 2))
-    assert_invariants(run)
-    total = 0
-    for step, expected in enumerate(expected_forks(case, twin, 2)):
-        table = run.frame("fork").query(f"step == {step}")
-        found = [nameless(fork_at(run, site, step)) for site in table["site"].unique()]
-        total += len(expected)
-        for fork in expected:
-            (same, *_) = [f for f in found if near(f, fork)] or pytest.fail(f"not found: {fork}")
-            found.remove(same)
-        assert not found, "recorded, but not in the graph"
-    assert bool(total) == ("forks" not in case.lacks)
 
 
 def test_input_that_requires_grad():

@@ -1,9 +1,9 @@
-"""Gradients at module outputs equal those at plain tensor hooks, for models as users write them."""
+"""Sites of module outputs: their names, shapes and places in the model."""
 
 import pytest
 import torch
 
-from tests.reference.cases import CASES, every_case
+from tests.reference.cases import CASES
 from tests.reference.gradients import watched_outputs
 from tests.reference.recording import record, train_steps, values
 
@@ -23,19 +23,6 @@ def twin_steps(model, loss_of, steps=STEPS):
 
         train_steps(model, loss_of, optimizer, steps, after_backward=read)
     return norms, rms
-
-
-@pytest.mark.parametrize("name", every_case("module gradients"))
-def test_same_sites_and_norms_as_a_tensor_hook(name):
-    case = CASES[name]
-    model, twin = case.pair()
-    norms, rms = twin_steps(twin, case.loss)
-    run = record(model, lambda optimizer: train_steps(model, case.loss, optimizer, STEPS))
-    assert run.meta["errors"] == []
-    for step in range(STEPS):
-        assert values(run, "module", "grad_norm", step) == pytest.approx(norms[step], rel=1e-5)
-        assert values(run, "module", "grad_rms", step) == pytest.approx(rms[step], rel=1e-5)
-        assert values(run, "module", "nonfinite", step) == {}
 
 
 @pytest.mark.parametrize("name", ["transformer decoder", "unet", "chunks", "nested tuple"])

@@ -113,18 +113,24 @@ class OutputGradients:
     no tensor: leaves are left out.
 
     A model that is used by pieces never calls its root: call `new_forward()` before each of
-    its forward passes.
+    its forward passes. While `paused` is set, gradients don't count.
     """
 
     def __init__(self, model):
+        self.paused = False
         self._gradients = {}
         self._calls = ModuleCalls(model, self._keep)
 
     def _keep(self, site, tensor):
         found = self._gradients.setdefault(site, [])
-        if tensor.requires_grad and not tensor.is_leaf:
+
+        def note(g):
             # None comes where another output of the same operation alone was read.
-            tensor.register_hook(lambda g: None if g is None else found.append(g))
+            if g is not None and not self.paused:
+                found.append(g)
+
+        if tensor.requires_grad and not tensor.is_leaf:
+            tensor.register_hook(note)
 
     def new_forward(self):
         self._calls.restart()
@@ -251,8 +257,9 @@ def fork_values(terms):
     """The fork's quantities from its terms: what `fork` rows of a run must say.
 
     Returns:
-        dict with grad_norm, cancellation, and by consumer: projection (summed over its
-        edges; 0 if the sum is 0), and the lists of norms and cosines.
+        dict with grad_norm, cancellation, the list of projections (none if the sum is 0), and
+        by consumer: projection (summed over its edges; 0 if the sum is 0), and the lists of
+        norms and cosines.
     """
     every = [
         g.to(torch.promote_types(g.dtype, torch.float64)) for grads in terms.values() for g in grads
@@ -263,6 +270,7 @@ def fork_values(terms):
         "grad_norm": norm(total),
         "cancellation": 1 - norm(total) / sum(norm(g) for g in every),
         "projection": {c: sum(dot(g, total) for g in gs) / square for c, gs in terms.items()},
+        "projections": sorted(dot(g, total) / square for g in every) if square < math.inf else [],
         "norms": {c: sorted(norm(g) for g in gs) for c, gs in terms.items()},
         "cosines": {
             c: sorted(dot(g, total) / (norm(g) * norm(total)) for g in gs)

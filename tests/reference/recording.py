@@ -1,8 +1,12 @@
 """Short training runs under `gradscope.attach`, and what they recorded, as dictionaries."""
 
+import math
+
+import pytest
 import torch
 
 import gradscope
+from tests.reference.observer import nameless
 
 
 def record(model, train, *, optimizer=None, every=1, update_every=1, **options):
@@ -48,8 +52,8 @@ def fork_at(run, site, step=0):
     """What a run says about one fork.
 
     Returns:
-        dict with grad_norm, cancellation, and by consumer (the edge without its operation):
-        projection (summed), norms and cosines (sorted lists).
+        dict with grad_norm, cancellation, projections (a sorted list), and by consumer (the edge
+        without its operation): projection (summed), norms and cosines (sorted lists).
     """
     table = run.frame("fork")
     table = table[(table["step"] == step) & (table["site"] == site)]
@@ -67,4 +71,107 @@ def fork_at(run, site, step=0):
             by["cosines"].setdefault(consumer, []).append(value)
     for metric in ("norms", "cosines"):
         by[metric] = {c: sorted(v) for c, v in by[metric].items()}
-    return {"grad_norm": whole["grad_norm"], "cancellation": whole["cancellation"], **by}
+    edges = table[(table["metric"] == "projection") & (table["edge"] != "")]
+    return {
+        "grad_norm": whole["grad_norm"],
+        "cancellation": whole["cancellation"],
+        "projections": sorted(edges["value"]),
+        **by,
+    }
+
+
+# What `assert_numbers` compares. Anything else that a run records has an oracle elsewhere.
+COMPARED = {
+    "module": {"grad_norm", "grad_rms"},
+    "fork": {"grad_norm", "cancellation", "projection", "cosine"},
+    "softmax": {"entropy", "max_prob", "jacobian_norm", "gain"},
+    "parameter": {"grad_norm", "grad_rms", "weight_norm", "update_ratio"},
+}
+ELSEWHERE = {
+    "activation",  # tests/capture/test_activations.py
+    "input",  # tests/capture/test_inputs.py
+    "scalar",  # tests/oracle/test_loops.py
+}
+
+
+def assert_numbers(run, steps, columns, rel=1e-5):
+    """A run says of every step what an `Observer` saw, and nothing else.
+
+    Args:
+        steps: of the observer.
+        columns: of the support matrix, which are compared.
+        rel: relative tolerance, that of cosines apart.
+    """
+    assert run.meta["errors"] == []
+    assert run.steps.tolist() == list(range(len(steps)))
+    _assert_all_compared(run)
+    for number, step in enumerate(steps):
+        compared = {
+            "module gradients": {
+                ("module", "grad_norm"): step.norms,
+                ("module", "grad_rms"): step.rms,
+            },
+            "softmaxes": {
+                ("softmax", metric): {site: v[metric] for site, v in step.softmaxes.items()}
+                for metric in sorted(COMPARED["softmax"])
+            },
+            "parameters": {
+                ("parameter", "grad_norm"): step.grads,
+                ("parameter", "grad_rms"): step.grad_rms,
+            },
+            "updates": {
+                ("parameter", "weight_norm"): step.weights,
+                ("parameter", "update_ratio"): step.ratios,
+            },
+        }
+        for column in columns:
+            if column == "forks":
+                assert_forks(run, step.forks, number, rel)
+                continue
+            for (kind, metric), expected in compared[column].items():
+                found = values(run, kind, metric, number)
+                where = f"step {number}, {kind} {metric}"
+                assert found.keys() == expected.keys(), where
+                defined = {site: v for site, v in expected.items() if v is not None}
+                found = {site: found[site] for site in defined}
+                near_zero = 1e-6 if kind == "softmax" else 0.0
+                assert found == pytest.approx(defined, rel=rel, abs=near_zero), where
+
+
+def _assert_all_compared(run):
+    table = run.frame()[["kind", "metric"]].drop_duplicates()
+    for kind, metric in table.itertuples(index=False):
+        assert kind in ELSEWHERE or metric in COMPARED[kind], f"{kind} {metric} has no oracle"
+
+
+def assert_forks(run, expected, step=0, rel=1e-5):
+    """The forks of a step are these, each once. `expected`: as `nameless` puts them."""
+    table = run.frame("fork").query(f"step == {step}")
+    found = [nameless(fork_at(run, site, step)) for site in table["site"].unique()]
+    for fork in expected:
+        same = [f for f in found if near(f, fork, rel)]
+        assert same, f"step {step}: not recorded: {fork}"
+        found.remove(same[0])
+    assert not found, f"step {step}: recorded, but not in the graph"
+
+
+def near(found, expected, rel=1e-5):
+    """Whether a recorded fork is this one."""
+    # A nearly cancelled sum leaves few digits of itself, of the cosines and of the projections.
+    digits = min(1e6, sum(expected["norms"]) / (expected["grad_norm"] or 1))
+    tolerances = {
+        "norms": (10 * rel, 1e-12),
+        "outside": (10 * rel, 1e-12),
+        "cosines": (10 * rel, 10 * rel * digits),
+        "projections": (10 * rel, 10 * rel * digits**2),
+    }
+    return (
+        math.isclose(found["grad_norm"], expected["grad_norm"], rel_tol=rel * digits, abs_tol=1e-12)
+        and math.isclose(found["cancellation"], expected["cancellation"], abs_tol=rel)
+        and all(len(found[key]) == len(expected[key]) for key in tolerances)
+        and all(
+            math.isclose(a, b, rel_tol=relative, abs_tol=absolute)
+            for key, (relative, absolute) in tolerances.items()
+            for a, b in zip(found[key], expected[key], strict=True)
+        )
+    )

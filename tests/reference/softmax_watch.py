@@ -1,4 +1,4 @@
-"""The softmaxes of a forward pass, seen where Python calls them, row by row.
+"""The softmaxes of forward passes, seen where Python calls them, row by row.
 
 `F.softmax`, `torch.softmax`, `Tensor.softmax` and `F.scaled_dot_product_attention` are replaced
 for a while. A softmax's gradient comes from a plain tensor hook on its result; fused attention
@@ -6,6 +6,7 @@ is written out from its arguments and a tensor hook on its result.
 """
 
 from contextlib import ExitStack
+from itertools import chain
 from unittest.mock import patch
 
 import torch
@@ -18,8 +19,11 @@ class SoftmaxWatch:
     """Use as a context around forward passes of `model`; `values()` after the backward pass."""
 
     def __init__(self, model):
+        self.paused = False  # while set, gradients don't count
         self._model = model
-        self._seen = []  # (name of the running module, gradient's list, rows(gradient))
+        # (forward pass, name of the running module, its gradients, rows(gradient))
+        self._seen = []
+        self._forwards = 0
         self._busy = False
 
     def __enter__(self):
@@ -29,7 +33,7 @@ class SoftmaxWatch:
         self._patches.enter_context(
             patch.object(F, "scaled_dot_product_attention", self._attention())
         )
-        self._calls = ModuleCalls(self._model, lambda *_: None)
+        self._calls = ModuleCalls(self._model, lambda *_: None, self._begin)
         return self
 
     def __exit__(self, *_):
@@ -37,23 +41,34 @@ class SoftmaxWatch:
         self._calls.remove()
 
     def values(self):
-        """site -> entropy, max_prob, jacobian_norm, gain, of those that got a gradient."""
+        """site -> entropy, max_prob, jacobian_norm, gain, of those that got a gradient.
+
+        All rows of all backward passes together.
+        """
         found, taken = {}, {}
-        for name, gradient, rows in self._seen:
-            if not gradient:
+        for forward, name, gradients, rows in self._seen:
+            if not gradients:
                 continue
             name = "(output):softmax" if name == "(output)" else name
-            number = taken.get(name, 0)
-            taken[name] = number + 1
+            number = taken.get((forward, name), 0)
+            taken[forward, name] = number + 1
             kept = name if ":" in name else f"{name}:softmax"
-            found[f"{kept}#{number}" if number else name] = softmax_values(rows(gradient[0]))
-        return found
+            pairs = found.setdefault(f"{kept}#{number}" if number else name, [])
+            pairs += chain.from_iterable(map(rows, gradients))
+        return {site: softmax_values(pairs) for site, pairs in found.items()}
+
+    def clear(self):
+        """A new optimizer step begins."""
+        self._seen = []
+
+    def _begin(self):
+        self._forwards += 1
 
     def _note(self, out, rows):
         gradient = []
         if out.requires_grad and self._calls.stack:
-            out.register_hook(gradient.append)
-            self._seen.append((self._calls.stack[-1], gradient, rows))
+            out.register_hook(lambda g: None if self.paused else gradient.append(g))
+            self._seen.append((self._forwards, self._calls.stack[-1], gradient, rows))
 
     def _softmax(self, owner):
         plain = owner.softmax
