@@ -131,9 +131,7 @@ def test_the_numbers_are_those_of_attach_from_step_0_on(recorded, tmp_path, ever
     said, runs = recorded(script, every)
     assert said == "recorded 7 steps of Net in run.pt; next: gradscope analyze run.pt"
     optimizer = torch.optim.Adam(twin.parameters())
-    expected, losses = with_attach(
-        twin, optimizer, lambda: train(twin, optimizer), tmp_path, every
-    )
+    expected, losses = with_attach(twin, optimizer, lambda: train(twin, optimizer), tmp_path, every)
     assert list(runs) == ["run.pt"]
     assert without_loss(numbers(runs["run.pt"])) == expected
     assert runs["run.pt"].steps.tolist() == list(range(0, STEPS, every))
@@ -391,7 +389,9 @@ def test_a_model_whose_own_forward_never_runs_is_recorded_as_one(recorded):
     def script():
         agent = Agent()
         optimizer = torch.optim.Adam(agent.parameters())
-        train(agent, optimizer, loss_of=lambda m, s: (m.value(batch(s)) + m.policy(batch(s))).mean())
+        train(
+            agent, optimizer, loss_of=lambda m, s: (m.value(batch(s)) + m.policy(batch(s))).mean()
+        )
 
     said, runs = recorded(script)
     assert said.startswith("recorded 7 steps of Agent in run.pt;")
@@ -405,7 +405,7 @@ def test_two_models_of_one_optimizer_have_a_run_each(recorded):
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])
         train(nn.Identity(), optimizer, loss_of=lambda _, s: decoder(encoder(batch(s))).mean())
 
-    said, runs = recorded(script)
+    _, runs = recorded(script)
     assert sorted(runs) == ["run-Net.pt", "run.pt"]
     for run in runs.values():
         assert run.steps.tolist() == list(range(STEPS))
