@@ -15,20 +15,39 @@ from gradscope.findings.update_too_large import LARGE
 # Symptom → what can explain it, likeliest first. The cause has to begin no later than the symptom,
 # and the rules in `_LOCAL` must also sit in the same repeated structure.
 _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
-    "non-finite": ("exploding-gradient", "update-too-large"),
-    "exploding-gradient": ("update-too-large",),
-    "update-too-large": ("exploding-gradient",),
-    "peaked-softmax": ("update-too-large",),
+    "non-finite": ("exploding-gradient", "update-too-large", "unscaled-input"),
+    "exploding-gradient": ("update-too-large", "unscaled-input"),
+    "update-too-large": ("exploding-gradient", "unscaled-input"),
+    "peaked-softmax": ("update-too-large", "unscaled-input"),
+    "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
+    "dead-units": ("update-too-large", "unscaled-input", "vanishing-gradient"),
     "vanishing-gradient": (
+        "underflow",
+        "dead-units",
+        "saturated-activation",
         "update-too-large",
         "softmax-borne",
         "peaked-softmax",
         "diffuse-softmax",
         "cancelling-fork",
     ),
-    "starved-pathway": ("update-too-large", "peaked-softmax", "diffuse-softmax"),
-    "no-update": ("non-finite", "update-too-large", "vanishing-gradient"),
+    "starved-pathway": (
+        "dead-units",
+        "saturated-activation",
+        "update-too-large",
+        "peaked-softmax",
+        "diffuse-softmax",
+    ),
+    "no-update": (
+        "underflow",
+        "non-finite",
+        "dead-units",
+        "saturated-activation",
+        "update-too-large",
+        "vanishing-gradient",
+    ),
 }
+SHUT = 0.9  # share of dead units at which they stop the gradient, rather than fade with it
 _LOCAL = {
     ("vanishing-gradient", "softmax-borne"),
     ("vanishing-gradient", "peaked-softmax"),
@@ -87,6 +106,10 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
         return _update_came_first(symptom, cause)
     if cause.rule == "update-too-large" and symptom.rule != "non-finite":
         return cause.first_step < symptom.first_step
+    if pair == ("vanishing-gradient", "dead-units"):
+        return cause.evidence["dead_fraction"] >= SHUT
+    if pair == ("dead-units", "vanishing-gradient"):  # the signal fades with the gradient
+        return symptom.evidence["dead_fraction"] < SHUT
     if pair == ("no-update", "non-finite"):
         return symptom.evidence["share_of_parameters"] == 1.0
     if pair == ("vanishing-gradient", "cancelling-fork"):

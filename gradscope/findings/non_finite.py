@@ -4,7 +4,9 @@ Definition. A recorded step is bad where a module's or parameter's gradient has 
 element (metric nonfinite) or norm. The finding points at the first bad step and there at the
 site nearest the loss: backward runs from the loss to the input and carries NaN along, so what is
 nearest the loss is where it arose, and the rest is fall-out. Where the loss itself is not finite
-at that step, it arose in the forward pass.
+at that step, it arose in the forward pass. Where the run has it (`meta["nonfinite"]`), the first
+operation whose result, or whose gradient, was not finite is named; it was found in the autograd
+graph while that was still there.
 
 Source: definition; the order of search is that of torch.autograd.detect_anomaly, over a run.
 
@@ -17,6 +19,8 @@ Silent about single logged losses that are NaN while gradients stay finite.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +46,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     candidates = [*bad_steps[:1].tolist(), *([] if loss_lost is None else [loss_lost])]
     if not candidates:
         return []
-    first = min(candidates)
+    origin = _first_operation(signals)
+    first = min([*candidates, origin["step"]])
     ongoing = loss_lost is not None or bool(at_step[-1])
-    in_forward = _loss_is_lost(signals, first)
+    in_forward = _loss_is_lost(signals, first) or origin["phase"] in ("forward", "data")
     kind, site = _origin(signals, bad, int(bad_steps[0])) if len(bad_steps) else ("scalar", "loss")
     return [
         Finding(
@@ -60,12 +65,22 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 "bad_parameters": int(bad["parameter"].present.any(axis=0).sum()),
                 "in_forward": in_forward,
                 "ongoing": ongoing,
+                "phase": origin["phase"],
+                "operation": origin["operation"],
+                "where": origin["where"],
             },
-            message=_message(site, first, in_forward, ongoing, len(bad_steps)),
-            remedy=_remedy(in_forward, ongoing),
+            message=_message(site, first, in_forward, ongoing, len(bad_steps), origin),
+            remedy=_remedy(in_forward, ongoing, origin),
             view=View(kind, "value" if kind == "scalar" else "grad_norm", (site,)),
         )
     ]
+
+
+def _first_operation(signals: Signals) -> dict[str, Any]:
+    """{"step", "phase", "operation", "where"} of the earliest that was named."""
+    named_ones = signals.run.meta.get("nonfinite") or []
+    unknown = {"step": 1 << 62, "phase": "", "operation": "", "where": ""}
+    return min(named_ones, key=lambda entry: entry["step"], default=unknown)
 
 
 def _bad(signals: Signals, kind: str) -> Matrix:
@@ -124,19 +139,56 @@ def _severity(ongoing: bool, in_forward: bool, recorded: int, bad: int) -> Sever
     return "info" if not ongoing and bad < RARE * recorded else "warning"
 
 
-def _message(site: str, first: int, in_forward: bool, ongoing: bool, bad: int) -> str:
+def _message(
+    site: str, first: int, in_forward: bool, ongoing: bool, bad: int, origin: dict[str, Any]
+) -> str:
+    end = "has not recovered" if ongoing else f"recovered ({bad} recorded steps were bad)"
+    if origin["operation"] and origin["phase"] != "data":
+        return (
+            f"At step {first} the {origin['phase']} pass of {_place(origin)} made the first NaN or "
+            f"infinity; the run {end}."
+        )
+    if origin["phase"] == "data":
+        return f"At step {first} {_place(origin)} read data that is not finite; the run {end}."
+    if origin["phase"] == "parameter":
+        return (
+            f"At step {first} {origin['where']} was no longer finite, so it arose at a step before "
+            f"that was not recorded; the run {end}."
+        )
     where = "the forward pass" if in_forward else "the backward pass"
     nearest = "" if site == "loss" else f"; nearest the loss it is seen at {named(site)}"
-    end = "has not recovered" if ongoing else f"recovered ({bad} recorded steps were bad)"
     return f"NaN or infinity arose in {where} at step {first}{nearest}; the run {end}."
 
 
-def _remedy(in_forward: bool, ongoing: bool) -> str:
+def _place(origin: dict[str, Any]) -> str:
+    where, operation = origin["where"], origin["operation"]
+    if not where:
+        return f"`{operation}`"
+    module = where.rpartition(":")[0]
+    if module == "(outside)":
+        return f"`{operation}`, after the model,"
+    return f"`{operation}` in {'the model' if module == '(output)' else named(module)}"
+
+
+def _remedy(in_forward: bool, ongoing: bool, origin: dict[str, Any]) -> str:
     if not ongoing:
         return (
             "With a gradient scaler this is how it finds its scale; without one, find the batch "
             "of that step, and clip the gradient's norm."
         )
+    if origin["phase"] == "data":
+        return "Look for missing values or divisions by 0 where the batch is made."
+    if origin["phase"] == "parameter":
+        return "Record every step (every=1) to have the operation named that made it."
+    operation = origin["operation"]
+    if operation and origin["phase"] == "backward":
+        return (
+            f"The derivative of {operation} is infinite where it was evaluated: add an ε inside, "
+            "clamp what goes in, and choose the safe input with where() before the operation, not "
+            "after it (0 · inf is NaN)."
+        )
+    if operation in FORWARD_REMEDIES:
+        return FORWARD_REMEDIES[operation]
     if in_forward:
         return (
             "Rerun that step with finite inputs asserted: a log or a division of 0, exp overflow, "
@@ -148,5 +200,17 @@ def _remedy(in_forward: bool, ongoing: bool) -> str:
         "division at 0 is infinite (add an ε inside), and where() passes on 0 · inf as NaN."
     )
 
+
+LOGARITHM = "Clamp what goes in (x.clamp_min(1e-6)), or compute in log space (log_softmax)."
+FORWARD_REMEDIES = {
+    "log": LOGARITHM,
+    "log2": LOGARITHM,
+    "log10": LOGARITHM,
+    "div": "Add an ε to the divisor, or leave out the elements in which it is 0.",
+    "reciprocal": "Add an ε to the divisor, or leave out the elements in which it is 0.",
+    "exp": "Subtract the maximum first (logsumexp), clamp what goes in, or predict the logarithm.",
+    "sqrt": "Clamp what goes in at a small positive number.",
+    "softmax": "A row was masked as a whole: leave one position of every row unmasked.",
+}
 
 RULE = Rule("non-finite", (), find)

@@ -45,14 +45,14 @@ def _silu(x: Tensor, node: object) -> Tensor:
 
 def _within(x: Tensor, node: object) -> Tensor:
     low, high = node._saved_min_val, node._saved_max_val  # type: ignore[attr-defined]
-    return ((x > low) & (x < high)).to(x.dtype)
+    return (~((x <= low) | (x >= high))).to(x.dtype)
 
 
 SLOPES: dict[str, Slope] = {
-    "ReluBackward0": Slope("result", lambda y, _: (y > 0).to(y.dtype), True),
+    "ReluBackward0": Slope("result", lambda y, _: (~(y <= 0)).to(y.dtype), True),
     "ThresholdBackward0": Slope(
         "self",
-        lambda x, node: (x > node._saved_threshold).to(x.dtype),  # type: ignore[attr-defined]
+        lambda x, node: (~(x <= node._saved_threshold)).to(x.dtype),  # type: ignore[attr-defined]
         True,
     ),
     "GeluBackward0": Slope("self", _gelu, True),
@@ -65,6 +65,9 @@ SLOPES: dict[str, Slope] = {
 
 
 def flat_elements(rows: Tensor, slope: Slope, node: object) -> Tensor:
-    """Which elements are saturated. rows: (R, C), what the node saved → bool (R, C)."""
+    """Which elements are saturated. rows: (R, C), what the node saved → bool (R, C).
+
+    NaN is not: a run that has diverged is another matter.
+    """
     wide = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     return slope.of(wide, node).abs() < FLAT

@@ -20,6 +20,13 @@ RULES = {
     "starved-pathway",
     "no-update",
     "update-too-large",
+    "information-bottleneck",
+    "detached",
+    "not-in-optimizer",
+    "dead-units",
+    "saturated-activation",
+    "underflow",
+    "unscaled-input",
 }
 NAMES = [f"layers.{k}.out.weight" for k in range(6)]
 
@@ -66,7 +73,9 @@ def test_what_ran_and_what_did_not():
     reasons = {o.rule: o.skipped for o in found.outcomes}
     assert reasons["peaked-softmax"] == reasons["diffuse-softmax"] == "no softmax"
     assert reasons["cancelling-fork"] == reasons["starved-pathway"] == "no fork"
-    assert not any(reasons[r] for r in RULES if "softmax" not in r and reasons[r] != "no fork")
+    assert reasons["dead-units"] == "no activation" and reasons["unscaled-input"] == "no input"
+    for rule in ("vanishing-gradient", "exploding-gradient", "non-finite", "no-update", "detached"):
+        assert not reasons[rule]
     assert [o.rule for o in found.outcomes] == [rule.name for rule in rules()]
 
 

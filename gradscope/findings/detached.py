@@ -1,0 +1,95 @@
+"""detached: trainable parameters that are in no loss's graph.
+
+Definition. The parameter requires a gradient, and at no recorded step had one: not even 0. Its
+module ran (a call was recorded), or it did not. In either case the loss does not depend on the
+parameter as far as autograd knows: a detach(), .data, no_grad() or a numpy round trip lies
+between the two, or the model's result never uses it.
+
+Source: `Tensor.grad` is None for what no backward pass has reached.
+
+Severity. Critical where the module ran, and these are `MANY` of all trainable elements and include
+the first parameter of the model or several modules: a cut leaves all that lies before it without a
+gradient. Warning where the module ran otherwise, or where as many elements belong to modules that
+never ran. Info for less, and for modules that only ran at some steps (experts without tokens).
+
+Silent about frozen parameters (they are no sites).
+"""
+
+from __future__ import annotations
+
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._groups import listed
+from gradscope.findings._parameters import (
+    MANY,
+    is_held,
+    module_of,
+    never_a_gradient,
+    share,
+    trainable,
+)
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Signals
+
+LITTLE = 1e-3  # share of the trainable elements: a norm's scale, a token that is never used
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    every = trainable(signals)
+    if not every:
+        return Skipped("no parameter")
+    if not signals.has("parameter", "grad_norm") and not signals.has("module", "grad_norm"):
+        return Skipped("no gradients at all")
+    names = never_a_gradient(signals)
+    called = signals.run.meta.get("called")
+    ran = names if called is None else [n for n in names if module_of(n) in set(called)]
+    rest = [n for n in names if n not in set(ran)]
+    return [
+        _finding(signals, group, every, did_run)
+        for group, did_run in ((ran, True), (rest, False))
+        if group
+    ]
+
+
+def _finding(signals: Signals, names: list[str], every: list[str], ran: bool) -> Finding:
+    part = share(signals, names)
+    several = len(names) > 1
+    whom = f"All {len(names)} parameters" if len(names) == len(every) > 1 else listed(names)
+    what = (
+        f"{'take' if several else 'takes'} part in the forward pass but never "
+        f"{'get' if several else 'gets'} a gradient: not in the graph of the loss"
+        if ran
+        else f"{'are' if several else 'is'} never used: the module{'s' * several} did not run"
+    )
+    return Finding(
+        rule="detached",
+        severity=_severity(names, every, part, ran),
+        site=names[0],
+        first_step=int(signals.steps[0]),
+        last_step=int(signals.steps[-1]),
+        evidence={
+            "parameters": len(names),
+            "share_of_parameters": part,
+            "module_ran": ran,
+            "in_optimizer": sum(is_held(signals, n) for n in names),
+            "recorded_steps": len(signals.steps),
+        },
+        message=f"{whom} {what}.",
+        remedy=(
+            "Look for a detach(), .data, no_grad() or a numpy round trip between these parameters "
+            "and the loss, or for a result that the loss leaves out; where they are not meant to "
+            "learn, call requires_grad_(False) on them."
+            if ran
+            else "Use them, or set requires_grad to False and leave them out of the optimizer."
+        ),
+        view=View("parameter", "weight_norm", tuple(names)),
+    )
+
+
+def _severity(names: list[str], every: list[str], part: float, ran: bool) -> Severity:
+    cut = every[0] in names or len({module_of(n) for n in names}) > 1
+    if ran and part >= MANY and cut:
+        return "critical"
+    return "warning" if part >= (LITTLE if ran else MANY) else "info"
+
+
+RULE = Rule("detached", (), find)

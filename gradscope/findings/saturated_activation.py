@@ -1,0 +1,94 @@
+"""saturated-activation: a tanh or sigmoid that is flat nearly everywhere.
+
+Definition. An element is saturated where the slope is below 2 % of the function's largest (|tanh| >
+0.99; a sigmoid beyond ±5.3; a clipped linear unit outside its bounds). A site counts where the
+share of saturated elements stays at `SATURATED` or more for `HELD` of the run and still does at
+its end.
+
+Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
+networks", AISTATS 2010, section 3; the limit is derived from the slope, not from the input.
+
+Severity. Critical where it is `ALL` elements, else a warning. Info where it became so while the
+loss fell, and of fewer than three measurements.
+
+Silent about ReLU-like functions (see dead-units), and about an activation that makes the model's
+answer: a classifier that is certain has a saturated sigmoid at its end.
+"""
+
+from __future__ import annotations
+
+from gradscope.findings._activations import judged, spells
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._groups import by_role, listed
+from gradscope.findings._persistence import Spell
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Signals, quiet_median
+from gradscope.findings._training import progress
+
+SATURATED = 0.6  # share of elements; gates of trained recurrent cells reach 0.4
+ALL = 0.95
+HELD = 0.3  # share of the measurements
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    matrix = judged(signals, "saturated_fraction", off=False)
+    inner = [site for site in matrix.sites if not _is_answer(signals, site)]
+    if not inner:
+        return Skipped("no tanh, sigmoid or the like inside the model")
+    found = {s: spell for s, spell in spells(matrix, SATURATED, HELD).items() if s in inner}
+    findings = []
+    for sites in by_role(s for s in inner if s in found).values():
+        share = {s: float(quiet_median(matrix.column(s)[found[s].inside])) for s in sites}
+        worst = max(sites, key=lambda s: share[s])
+        findings.append(
+            Finding(
+                rule="saturated-activation",
+                severity=_severity(signals, found[worst], share[worst]),
+                site=sites[0],
+                first_step=min(found[s].first for s in sites),
+                last_step=max(found[s].last for s in sites),
+                evidence={
+                    "saturated_fraction": share[worst],
+                    "worst": worst,
+                    "layers": len(sites),
+                    "from_start": found[worst].at_once,
+                    "share_of_steps": found[worst].share,
+                },
+                message=(
+                    f"{'Up to ' * (len(sites) > 1)}{share[worst]:.0%} of what {listed(sites)} "
+                    f"{'compute' if len(sites) > 1 else 'computes'} is saturated: its slope, and "
+                    "the gradient behind it, is nearly 0."
+                ),
+                remedy=(
+                    "Make what goes in smaller: scale the data to unit variance, initialise with "
+                    "Xavier (gain 5/3 for tanh), normalise before the activation, lower the "
+                    "learning rate; or use an activation without a flat side."
+                ),
+                view=View(
+                    "activation",
+                    "saturated_fraction",
+                    tuple(sites),
+                    thresholds={"saturated": SATURATED},
+                ),
+            )
+        )
+    return findings
+
+
+def _is_answer(signals: Signals, site: str) -> bool:
+    """No parameters lie between the activation and the model's output."""
+    depth = signals.site("activation", site).depth
+    behind = [s.depth for s in signals.run.sites_of("module") if s.parameters and s.depth >= 0]
+    return not any(d < depth for d in behind)
+
+
+def _severity(signals: Signals, spell: Spell, share: float) -> Severity:
+    went = progress(signals)
+    if went is not None and went.learned and not spell.at_once:
+        return "info"
+    if share >= ALL:
+        return "critical"
+    return "warning" if spell.persistent else "info"
+
+
+RULE = Rule("saturated-activation", (("activation", "saturated_fraction"),), find)

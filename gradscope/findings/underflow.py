@@ -1,0 +1,93 @@
+"""underflow: a float16 gradient that has become too small for its format.
+
+Definition. Of the elements of a module output's gradient in float16, those that are not 0 but below
+6.1e-5 have lost digits (subnormal_fraction), those below 3e-8 are 0 (zero_fraction). A site is bad
+where `SUBNORMAL` of its nonzero elements are subnormal, or `ZERO` of all are 0. The run is, where
+`SITES` of the sites measured are bad for `HELD` of the recorded steps.
+
+Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
+
+Severity. Critical where the gradient is 0 at most bad sites, warning otherwise; info of a spell
+that is over.
+
+Silent about other formats: bfloat16 has float32's range.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._groups import listed
+from gradscope.findings._persistence import Spell, longest_spell
+from gradscope.findings._rule import Rule, Skipped
+from gradscope.findings._signals import Signals, quiet_median
+
+SUBNORMAL = 0.5  # a gradient of a healthy loss scale has under 0.1
+ZERO = 0.98  # what a ReLU shuts is 0 too, but not this much
+SITES = 0.25  # of those measured in float16
+HELD = 0.2
+
+
+def find(signals: Signals) -> list[Finding] | Skipped:
+    zero = signals.matrix("module", "zero_fraction")
+    tiny = signals.matrix("module", "subnormal_fraction").on(zero.steps)
+    if not zero.keys:
+        return Skipped("no gradient in float16")
+    with np.errstate(invalid="ignore"):
+        none = zero.values >= ZERO
+        bad = none | (tiny.columns(zero.keys) >= SUBNORMAL)
+    known = zero.present.any(axis=1)
+    share: np.ndarray = bad.sum(axis=1) / np.maximum(zero.present.sum(axis=1), 1)
+    holds: np.ndarray = np.asarray(share >= SITES)
+    spell = longest_spell(zero.steps, holds, np.asarray(known))
+    if spell is None or spell.share < HELD:
+        return []
+    often = bad[spell.inside].mean(axis=0) >= 0.5
+    sites = [site for site, yes in zip(zero.sites, often, strict=True) if yes]
+    if not sites:
+        return []
+    gone = float(none[spell.inside][:, often].mean())
+    scaled = "loss_scale" in signals.matrix("scalar", "value")
+    return [
+        Finding(
+            rule="underflow",
+            severity=_severity(spell, gone),
+            site=sites[0],
+            first_step=spell.first,
+            last_step=spell.last,
+            evidence={
+                "sites": len(sites),
+                "sites_in_float16": len(zero.sites),
+                "zero_fraction": float(quiet_median(zero.values[spell.inside][:, often])),
+                "subnormal_fraction": float(
+                    quiet_median(tiny.columns(zero.keys)[spell.inside][:, often])
+                ),
+                "share_of_steps": spell.share,
+                "loss_scaled": scaled,
+            },
+            message=(
+                f"The float16 gradient of {listed(sites)} underflows: "
+                + (
+                    "all of it is 0."
+                    if gone >= 0.5
+                    else "most of what is left of it is below 6.1e-5, where digits are lost."
+                )
+            ),
+            remedy=(
+                "Let the scale grow (GradScaler's growth_interval, init_scale), or use bfloat16."
+                if scaled
+                else "Multiply the loss by a scale (torch.amp.GradScaler), or use bfloat16."
+            ),
+            view=View("module", "zero_fraction", tuple(sites), thresholds={"gone": ZERO}),
+        )
+    ]
+
+
+def _severity(spell: Spell, gone: float) -> Severity:
+    if not spell.ongoing:
+        return "info"
+    return "critical" if gone >= 0.5 else "warning"
+
+
+RULE = Rule("underflow", (("module", "zero_fraction"),), find)

@@ -1,0 +1,61 @@
+"""unscaled-input: the model reads numbers of another size than its layers are initialised for.
+
+Definition. The data that the first module with parameters reads has a root mean square of `LARGE`
+or more, at most of the measured steps. Common initialisations keep the variance of what passes
+through only for inputs of unit variance; the gradient of the first weights grows in proportion.
+
+Source: LeCun et al., "Efficient BackProp", 1998, section 4.3.
+
+Severity. Warning; critical where the loss ends non-finite or has not fallen.
+
+Silent where that module is a normalisation, which takes the scale away, and about token ids.
+"""
+
+from __future__ import annotations
+
+from gradscope.findings._finding import Finding, View
+from gradscope.findings._groups import named
+from gradscope.findings._rule import Rule
+from gradscope.findings._signals import Signals, quiet_median
+from gradscope.findings._training import progress
+
+LARGE = 20.0  # standardised data has 1; pixels from 0 to 255 have about 130
+
+
+def find(signals: Signals) -> list[Finding]:
+    rms = signals.matrix("input", "input_rms")
+    findings = []
+    for site in rms.sites:
+        kind = signals.site("input", site).type
+        size = float(quiet_median(rms.column(site)))
+        if not size >= LARGE or "Norm" in kind:
+            continue
+        went = progress(signals)
+        others = {
+            metric: float(quiet_median(signals.matrix("input", metric).column(site)))
+            for metric in ("input_offset", "input_spread")
+            if site in signals.matrix("input", metric)
+        }
+        findings.append(
+            Finding(
+                rule="unscaled-input",
+                severity="critical" if went is not None and went.stuck else "warning",
+                site=site,
+                first_step=int(rms.steps[0]),
+                last_step=int(rms.steps[-1]),
+                evidence={"input_rms": size, **others},
+                message=(
+                    f"{named(site)} ({kind}) reads data with a root mean square of {size:.3g}, and "
+                    "weights are initialised for 1."
+                ),
+                remedy=(
+                    "Standardise the data (subtract the mean and divide by the standard deviation "
+                    "of each feature over the training set), or begin with a normalisation layer."
+                ),
+                view=View("input", "input_rms", (site,), thresholds={"large": LARGE, "unit": 1.0}),
+            )
+        )
+    return findings
+
+
+RULE = Rule("unscaled-input", (("input", "input_rms"),), find)

@@ -1,0 +1,79 @@
+"""underflow and unscaled-input on made-up numbers."""
+
+import pytest
+
+from gradscope.findings import underflow, unscaled_input
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from gradscope.run import Site
+from tests.reference import synthetic as made
+
+
+def half(zero, tiny, sites=4, steps=30, bad=4, scale=None):
+    rows, known = [], []
+    for k in range(sites):
+        name = f"net.{k}"
+        known.append(Site(name, "module", order=k, depth=sites - k))
+        rows += made.series("module", name, "grad_norm", [1.0] * steps)
+        for metric, value in (("zero_fraction", zero), ("subnormal_fraction", tiny)):
+            rows += made.series("module", name, metric, [value if k < bad else 0.0] * steps)
+    if scale:
+        rows += made.series("scalar", "loss_scale", "value", [scale] * steps)
+    return apply(underflow.RULE, Signals(made.run(rows, known)))
+
+
+def test_a_healthy_scale():
+    assert half(0.5, 0.05) == []
+
+
+def test_all_is_zero():
+    (finding,) = half(1.0, 0.0)
+    assert (finding.rule, finding.severity) == ("underflow", "critical")
+    assert "GradScaler" in finding.remedy
+
+
+def test_most_has_lost_digits():
+    (finding,) = half(0.4, 0.9)
+    assert finding.severity == "warning"
+
+
+def test_one_site_of_many_is_no_underflow():
+    assert half(1.0, 0.0, sites=8, bad=1) == []
+
+
+def test_with_a_scaler_the_remedy_is_another():
+    (finding,) = half(1.0, 0.0, scale=2.0)
+    assert "growth_interval" in finding.remedy
+
+
+def test_other_formats_are_not_judged():
+    rows = made.series("module", "net", "grad_norm", [0.0] * 20)
+    found = apply(underflow.RULE, Signals(made.run(rows, [Site("net", "module")])))
+    assert isinstance(found, Skipped)
+
+
+def data(rms, kind="Linear", loss=()):
+    rows = made.series("input", "net.0", "input_rms", [rms] * 10) + list(loss)
+    sites = [Site("net.0", "input", type=kind)]
+    return apply(unscaled_input.RULE, Signals(made.run(rows, sites)))
+
+
+def test_standardised_data():
+    assert data(1.0) == []
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv2d", "LSTM"])
+def test_data_a_thousand_times_too_large(kind):
+    (finding,) = data(1000.0, kind)
+    assert (finding.rule, finding.severity) == ("unscaled-input", "warning")
+    assert finding.evidence["input_rms"] == 1000
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm1d", "LayerNorm", "RMSNorm"])
+def test_a_normalisation_takes_the_scale_away(kind):
+    assert data(1000.0, kind) == []
+
+
+def test_it_is_critical_where_nothing_is_learned():
+    (finding,) = data(1000.0, loss=made.loss(2.0, 2.0, 100))
+    assert finding.severity == "critical"

@@ -1,0 +1,106 @@
+"""detached and not-in-optimizer: what is outside the graph of the loss, or of the optimizer."""
+
+from dataclasses import replace
+
+import pytest
+
+from gradscope.findings import detached, not_in_optimizer
+from gradscope.findings._rule import Skipped, apply
+from gradscope.findings._signals import Signals
+from gradscope.run import Site
+from tests.reference import synthetic as made
+
+NAMES = [f"net.{k}.weight" for k in range(4)]
+
+
+def find(rule, rows, sites=None, **meta):
+    run = made.run(rows, made.parameter_sites(NAMES) if sites is None else sites)
+    run.meta.update({"optimizer": {"class": "SGD"}, **meta})
+    return apply(rule.RULE, Signals(run))
+
+
+def called(*numbers):
+    return ["", *(f"net.{k}" for k in numbers)]
+
+
+def test_every_parameter_has_a_gradient():
+    assert find(detached, made.parameters(NAMES), called=called(0, 1, 2, 3)) == []
+
+
+def test_a_detached_start_is_critical():
+    (finding,) = find(detached, made.parameters(NAMES[2:]), called=called(0, 1, 2, 3))
+    assert (finding.rule, finding.severity) == ("detached", "critical")
+    assert finding.view.sites == tuple(NAMES[:2])
+    assert finding.evidence["module_ran"] is True
+    assert finding.evidence["share_of_parameters"] == 0.5
+
+
+def test_modules_that_never_ran_are_another_matter():
+    (finding,) = find(detached, made.parameters(NAMES[:3]), called=called(0, 1, 2))
+    assert (finding.severity, finding.evidence["module_ran"]) == ("warning", False)
+
+
+def test_both_at_once_are_two_findings():
+    found = find(detached, made.parameters(NAMES[:2]), called=called(0, 1, 2))
+    assert [(f.site, f.evidence["module_ran"]) for f in found] == [
+        (NAMES[2], True),
+        (NAMES[3], False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "ran", "severity"),
+    [
+        (1, True, "info"),
+        (1000, True, "warning"),
+        (1, False, "info"),
+        (10**6, False, "warning"),
+    ],
+)
+def test_severity_by_share(size, ran, severity):
+    big = [replace(s, numel=10**4) for s in made.parameter_sites(NAMES)]
+    sites = [*big, Site("pooler.weight", "parameter", order=9, numel=size)]
+    modules = [*called(0, 1, 2, 3), *(["pooler"] if ran else [])]
+    (finding,) = find(detached, made.parameters(NAMES), sites, called=modules)
+    assert finding.severity == severity
+
+
+def test_without_any_gradient_there_is_nothing_to_compare():
+    rows = made.loss(2.0, 1.0)
+    assert isinstance(find(detached, rows), Skipped)
+
+
+def unheld(*numbers):
+    return [
+        replace(s, note="not in the optimizer") if k in numbers else s
+        for k, s in enumerate(made.parameter_sites(NAMES))
+    ]
+
+
+def without_updates(*numbers):
+    rows = made.parameters(NAMES)
+    return [r for r in rows if not (r[4] == "update_ratio" and r[1] in {NAMES[k] for k in numbers})]
+
+
+def test_all_are_held():
+    assert find(not_in_optimizer, made.parameters(NAMES)) == []
+
+
+def test_a_part_that_the_optimizer_lacks():
+    (finding,) = find(not_in_optimizer, without_updates(1, 2), unheld(1, 2))
+    assert (finding.severity, finding.site) == ("critical", NAMES[1])
+    assert finding.evidence == {"parameters": 2, "share_of_parameters": 0.5}
+
+
+def test_what_moves_all_the_same_is_updated_by_somebody():
+    assert find(not_in_optimizer, made.parameters(NAMES), unheld(1)) == []
+
+
+def test_what_gets_no_gradient_is_not_its_business():
+    rows = made.parameters(NAMES, grad={NAMES[1]: 0.0}, ratio={NAMES[1]: 0.0})
+    assert find(not_in_optimizer, rows, unheld(1)) == []
+
+
+def test_without_an_optimizer():
+    found = find(not_in_optimizer, made.parameters(NAMES), unheld(1), optimizer={})
+    assert isinstance(found, Skipped)
