@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -161,6 +161,22 @@ class Scope:
         for name, value in values.items():
             offset = self._log_offset.setdefault(name, 0 if step == 0 else 1)
             self._ledger.scalar(max(step - offset, 0), name, _number(name, value))
+        self._logged()
+
+    def log_at(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record scalars of a step that the caller knows by its number.
+
+        Raises:
+            GradscopeError: if a value is no number.
+        """
+        if self.recorder.closed:
+            return
+        for name, value in values.items():
+            self._ledger.scalar(step, name, _number(name, value))
+        self._logged()
+
+    def _logged(self) -> None:
+        """Write, if it is time."""
         if not self.recorder.calls.armed:  # on a recorded step the flush comes with its end
             self.recorder.maybe_flush()
 

@@ -36,6 +36,8 @@ class Recording:
                 raise TypeError(f"unexpected argument {name!r}; gradscope.attach takes {known}")
         self._configure, self._arguments = configure, arguments
         self.scope: Scope | None = None
+        self._first_step = self._held_step = 0
+        self._held: dict[str, Any] = {}
 
     def begin(
         self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], first_step: int
@@ -51,6 +53,7 @@ class Recording:
         if first_step and out is not None:
             arguments["out"] = _resumed(Path(out), first_step)
         self.scope = attach(model, optimizer=optimizers, first_step=first_step, **arguments)
+        self._first_step = self._held_step = first_step
         if self._configure is not None:
             try:
                 self._configure(self.scope)
@@ -59,12 +62,27 @@ class Recording:
                 raise
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Record what is a number among `values`, as scalars of the step that was just made."""
+        """Record what is a number among `values`, as scalars of the step that was just made.
+
+        Before there is one (an evaluation at the start, a step that a gradient scaler skipped)
+        they belong to the first. A step keeps the last value of each name.
+        """
+        if self.scope is None:
+            return
+        step = max(self.scope.recorder.step - 1, self._first_step)
+        if step != self._held_step:
+            self._write()
+            self._held_step = step
+        self._held.update({str(k): v for k, v in values.items() if _is_number(v)})
+
+    def _write(self) -> None:
+        held, self._held = self._held, {}
         if self.scope is not None:
-            self.scope.log(**{str(k): v for k, v in values.items() if _is_number(v)})
+            self.scope.log_at(self._held_step, held)
 
     def end(self, error: BaseException | None = None) -> None:
         """Close the scope, if one is open; `error` is what ended the training, if not itself."""
+        self._write()
         scope, self.scope = self.scope, None
         if scope is not None:
             scope.__exit__(None if error is None else type(error), error, None)

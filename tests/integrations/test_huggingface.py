@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib
 import inspect
+import math
 import sys
 
 import pytest
@@ -94,6 +95,7 @@ def trainer(tmp_path, net, callbacks, **arguments):
 def assert_metrics_found(run, history):
     """What the Trainer logged at its step k is a scalar of step k − 1."""
     table = run.frame("scalar")
+    assert not table.duplicated(["site", "step"]).any()
     found = {(r.site, r.step): r.value for r in table.itertuples()}
     logged = 0
     for entry in history:
@@ -167,6 +169,43 @@ def test_numbers_metrics_and_weights(name, tmp_path):
     assert_metrics_found(run, watching.state.log_history)
     assert callback.scope is None and nothing_left(watching.optimizer)
     assert values(run, "module", "grad_norm", 0), "modules' gradients are there too"
+
+
+@pytest.mark.supports(
+    process="transformers.Trainer, gradient scaler", shows=["parameters", "scalars"]
+)
+def test_steps_that_a_gradient_scaler_skips_are_no_steps(tmp_path):
+    """As with fp16=True, which needs an accelerator: the scaler is put in by hand."""
+
+    def scaled(callbacks):
+        made = trainer(tmp_path, model(), callbacks, max_grad_norm=0)
+        made.accelerator.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=2.0**127, backoff_factor=2.0**-100
+        )
+        return made
+
+    class Scales(Oracle):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            scale = made.accelerator.scaler.get_scale()
+            super().on_pre_optimizer_step(args, state, control, model)
+            self.gradients[-1] = {n: g / scale for n, g in self.gradients[-1].items()}
+
+    oracle = Scales()
+    made = scaled([GradscopeCallback(out=tmp_path / "run.pt", every=1), oracle])
+    made.train()
+    finite = [all(map(math.isfinite, g.values())) for g in oracle.gradients]
+    skipped = finite.index(True)
+    assert 0 < skipped < STEPS - 1 and all(finite[skipped:])
+
+    run = gradscope.load(tmp_path / "run.pt")
+    assert run.steps.tolist() == list(range(STEPS - skipped))
+    for step in range(STEPS - skipped):
+        found = values(run, "parameter", "grad_norm", step)
+        assert found == pytest.approx(oracle.gradients[skipped + step], rel=1e-5)
+    table = run.frame("scalar").query("site == 'loss'")
+    losses = [e["loss"] for e in made.state.log_history if "loss" in e]
+    assert table["step"].tolist() == list(range(STEPS - skipped))
+    assert table["value"].tolist() == losses[skipped:]
 
 
 def test_evaluation_before_the_first_step(tmp_path):

@@ -148,7 +148,9 @@ def fit(tmp_path, watched, callbacks, logger=False, validate=False, **arguments)
 
 
 def scalars(run):
-    return {(r.site, r.step): r.value for r in run.frame("scalar").itertuples()}
+    table = run.frame("scalar")
+    assert not table.duplicated(["site", "step"]).any()
+    return {(r.site, r.step): r.value for r in table.itertuples()}
 
 
 def losses_of(logger):
