@@ -26,7 +26,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 FOLDER = Path("reports/faults/runs")
-BUILT_FROM = ("training.py", "data.py", "nets.py", "setups.py", "case.py")
+BUILT_FROM = ("training.py", "data.py", "nets.py", "setups.py")
 BORROWS = re.compile(r"from analyses\.faults\.causes\.(\w+) import")
 RECORDS = ("capture", "graph", "quantities", "paths", "cuts", "run.py", "store.py", "probing.py")
 

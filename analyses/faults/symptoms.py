@@ -6,11 +6,16 @@ Each function returns a `Symptom`: (observed, twin's or None) → evidence, with
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from analyses.faults.case import Symptom
 from analyses.faults.observe import Observed
+from analyses.faults.training import Training
 
 Evidence = dict[str, Any]
 
@@ -65,14 +70,20 @@ def saturated(share: float) -> Symptom:
 
 
 def peaked(entropy: float) -> Symptom:
-    """Some softmax's mean normalised entropy ends below."""
+    """Some softmax's mean normalised entropy is typically below, and the loss ends higher for it.
+
+    The loss decides, as attention that has learned to point is peaked, too.
+    """
 
     def symptom(run: Observed, twin: Observed | None) -> Evidence:
-        found = min(run.last.entropies, default=1.0)
-        evidence = {"entropy": found}
-        if twin:
-            evidence["twin"] = min(twin.last.entropies, default=1.0)
-        return {"is": found <= entropy < evidence.get("twin", 1.0), **evidence, **_worse(run, twin)}
+        assert twin is not None, "needs a twin"
+        found, theirs = (
+            median(min(c.entropies, default=1.0) for c in r.checkpoints) for r in (run, twin)
+        )
+        gap = run.loss_last - twin.loss_last
+        worse = gap > 0.02 * twin.loss_first
+        evidence = {"entropy": found, "twin": theirs, **_worse(run, twin)}
+        return {"is": found <= entropy and worse, **evidence}
 
     return symptom
 
@@ -222,3 +233,34 @@ def _twin_decades(twin: Observed | None) -> Evidence:
 
 def _worse(run: Observed, twin: Observed | None) -> Evidence:
     return {"loss": run.loss_last, "twin_loss": twin.loss_last} if twin else {}
+
+
+def narrow(
+    stack: Callable[..., Training], faulty: tuple[str, int], sound: tuple[str, int]
+) -> Symptom:
+    """The second layer's latent state depends on the first's by a Jacobian of low rank.
+
+    Less than a quarter of the rank that the stack with a latent pathway has.
+    """
+
+    def rank(model: str, layers: int) -> int:
+        training = stack(model, layers=layers)
+        cells, question, _ = training.batch(0)
+        kept: list[Tensor] = []
+        several = training.model.stack.layers  # type: ignore[union-attr]
+        for layer in list(several)[:2]:  # type: ignore[arg-type]
+            layer.register_forward_hook(lambda m, given, out: kept.append(out.latent))
+        training.model(cells[:1], question[:1])
+        first, second = kept
+        rows = [
+            torch.autograd.grad(value, first, retain_graph=True)[0].flatten()
+            for value in second.flatten()
+        ]
+        values = torch.linalg.svdvals(torch.stack(rows).double())
+        return int((values > 1e-7 * values[0]).sum())
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        found, theirs = rank(*faulty), rank(*sound)
+        return {"is": found < theirs / 4, "rank": found, "twin": theirs}
+
+    return symptom

@@ -20,6 +20,7 @@ from analyses.faults.case import Case
 from analyses.faults.corpus import chosen, corpus
 from analyses.faults.observe import Observed, observe
 from analyses.faults.recordings import FOLDER, in_processes, source_key
+from analyses.faults.scoring import plain
 
 
 def observed(name: str) -> Observed:
@@ -48,7 +49,10 @@ def verdict(case: Case) -> dict[str, Any]:
     """A faulty case's evidence; "is" tells whether it is one."""
     assert case.symptom is not None, f"{case.name} has no symptom"
     twin = observed(case.twin) if case.twin else None
-    return case.symptom(observed(case.name), twin)
+    evidence = case.symptom(observed(case.name), twin)
+    if case.operation:
+        evidence["is"] &= plain(evidence["operation"]) in case.operation
+    return evidence
 
 
 def main(

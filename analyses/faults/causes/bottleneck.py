@@ -11,7 +11,7 @@ from torch import nn
 
 from analyses.faults import data, nets, setups
 from analyses.faults.case import Fault, Variant
-from analyses.faults.symptoms import learns_less
+from analyses.faults.symptoms import learns_less, narrow
 from analyses.faults.training import Training
 
 
@@ -66,6 +66,7 @@ FAULT = Fault(
             partial(stack, "sla", layers=4),
             broken=partial(stack, "san-chain", layers=4),
             may=CHAIN,
+            symptom=narrow(stack, ("san-chain", 4), ("sla", 4)),
         ),
         Variant("classifier-through-1", partial(narrow_classifier, 48),
                 broken=partial(narrow_classifier, 1)),
@@ -76,6 +77,7 @@ FAULT = Fault(
             partial(stack, "sla-anchored", layers=3),
             broken=partial(stack, "san-anchored", layers=3),
             may=CHAIN,
+            symptom=narrow(stack, ("san-anchored", 3), ("sla-anchored", 3)),
         ),
         Variant("copy-through-1-wide", partial(squeezed, 64, width=96),
                 broken=partial(squeezed, 1, width=96)),

@@ -1,6 +1,7 @@
 """Two paths out of a tensor ask for opposite changes."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from analyses.faults.training import Training
 
 
 class Twins(nn.Module):
-    """head(f(h) − g(h)), where g has f's weights and learns hardly anything else (`alike`)."""
+    """f(h) − g(h)."""
 
-    def __init__(self, width: int, *, alike: bool, conv: bool = False) -> None:
+    def __init__(self, width: int, *, conv: bool = False) -> None:
         super().__init__()
         self.trunk: nn.Module = (
             nn.Sequential(
@@ -26,8 +27,6 @@ class Twins(nn.Module):
         )
         self.plus = nets.mlp([width, width, 10])
         self.minus = nets.mlp([width, width, 10])
-        if alike:
-            self.minus.load_state_dict(self.plus.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.trunk(x)
@@ -35,11 +34,27 @@ class Twins(nn.Module):
 
 
 def twins(alike: bool, width: int = 32, conv: bool = False) -> Training:
+    """With `alike`, g is made 0.97 · f after every step, as a target network is kept up to date."""
     torch.manual_seed(0)
-    model = Twins(width, alike=alike, conv=conv)
-    batch = data.digits(image=conv)
-    lr = 1e-3 if alike else 0.1
-    return setups.assemble(model, batch, optimizer="sgd", lr=lr, steps=150)
+    model = Twins(width, conv=conv)
+    training = setups.assemble(model, data.digits(image=conv), optimizer="sgd", lr=0.1, steps=150)
+    if not alike:
+        return training
+    ordinary = training.step
+
+    def follow() -> None:
+        with torch.no_grad():
+            for mine, theirs in zip(model.minus.parameters(), model.plus.parameters(), strict=True):
+                mine.copy_(0.985 * theirs)  # of two layers: 0.97 of the function
+
+    def step(training: Training, number: int) -> dict[str, Any]:
+        logged = ordinary(training, number)
+        follow()
+        return logged
+
+    follow()
+    training.step = step
+    return training
 
 
 class TwoHeads(nn.Module):
@@ -70,8 +85,8 @@ def opposed(sign: float, width: int = 32, depth: int = 2, recurrent: bool = Fals
         one, two = model(x)
         return F.mse_loss(one, y) + F.mse_loss(two, sign * y)
 
-    batch = data.regression(outputs=4, scale=3.0)
-    return setups.assemble(model, batch, loss, optimizer="sgd", lr=0.02)
+    batch = data.regression(outputs=4, scale=30.0)
+    return setups.assemble(model, batch, loss, optimizer="sgd", lr=0.002)
 
 
 def reversal(sign: float, width: int = 32) -> Training:

@@ -19,7 +19,7 @@ def biases(value: float, *, share: float = 1.0, like: str = "") -> Callable[[Tra
         layers = [
             (name, m)
             for name, m in training.model.named_modules()
-            if isinstance(m, nn.Linear | nn.Conv2d) and like in name
+            if isinstance(m, nn.Linear | nn.Conv2d) and name.endswith(like)
         ]
         with torch.no_grad():
             for name, layer in layers:
@@ -50,6 +50,19 @@ def jolt(factor: float, at: int = 20) -> Callable[[Training], None]:
     return change
 
 
+def negative_weights(share: float) -> Change:
+    """Most channels of every block are drawn below 0, and what they read is never below 0."""
+
+    def change(training: Training) -> None:
+        with torch.no_grad():
+            for name, weight in training.model.named_parameters():
+                if name.startswith("blocks") and weight.ndim == 4:
+                    some = weight[: round(share * len(weight))]
+                    some.copy_(-some.abs())
+
+    return change
+
+
 def shifted_inputs(training: Training) -> None:
     """All inputs positive and all first weights negative: sums far below 0."""
     batch = training.batch
@@ -76,7 +89,7 @@ FAULT = Fault(
             # The jolt itself is an update that is too large.
             "mlp-4-one-huge-step",
             partial(setups.mlp, depth=4),
-            jolt(400),
+            jolt(5000),
             may=["no-update", "vanishing-gradient", "update-too-large", "exploding-gradient"],
         ),
         Variant(
@@ -86,15 +99,14 @@ FAULT = Fault(
             shifted_inputs,
         ),
         Variant(
-            "conv-6-one-huge-step",
-            partial(setups.conv, depth=6, gain=1.4, optimizer="sgd", lr=0.02),
-            jolt(1000),
-            may=["no-update", "vanishing-gradient", "update-too-large", "exploding-gradient"],
+            "conv-6-negative-weights",
+            partial(setups.conv, depth=6, gain=1.4),
+            negative_weights(0.8),
         ),
         Variant(
             "regression-large-lr",
             partial(setups.mlp, depth=2, width=64, on="regression", lr=0.02),
-            broken=partial(setups.mlp, depth=2, width=64, on="regression", lr=8.0),
+            broken=partial(setups.mlp, depth=2, width=64, on="regression", lr=1.0),
             may=["no-update", "vanishing-gradient", "update-too-large", "exploding-gradient"],
         ),
         Variant(

@@ -51,9 +51,9 @@ FAULT = Fault(
             change=large_weights(3.0),
         ),
         Variant(
-            "residual-mlp-16-no-norm",
-            healthy=partial(setups.residual_mlp, blocks=16, norm=True, optimizer="adam", lr=1e-3),
-            broken=partial(setups.residual_mlp, blocks=16, optimizer="adam", lr=1e-3),
+            "residual-mlp-12-big-init",
+            healthy=partial(setups.residual_mlp, blocks=12, optimizer="adam", lr=1e-3),
+            change=large_weights(2.0),
         ),
         Variant(
             # Saturation goes with it: tanh's inputs are large.

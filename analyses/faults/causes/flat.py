@@ -57,7 +57,7 @@ FAULT = Fault(
                 may=["vanishing-gradient", "dead-units"]),  # every unit gives 0
         Variant("conv-rounded", setups.conv, cut("blocks.3", lambda h: h.round())),
         Variant("regression-clamped", partial(setups.mlp, on="regression", lr=0.02), clamped),
-        Variant("residual-mlp-signs", setups.residual_mlp, cut("stem", lambda h: h.sign())),
+        Variant("residual-mlp-rounded", setups.residual_mlp, cut("head", lambda h: h.round())),
         Variant("transformer-all-zero", setups.transformer, all_zero,
                 # Logits of 0 are uniform attention; branches of 0 carry nothing.
                 may=["vanishing-gradient", "diffuse-softmax", "starved-pathway"]),

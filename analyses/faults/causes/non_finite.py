@@ -227,8 +227,8 @@ FAULT = Fault(
         ),
         Variant(
             "power-of-0",
-            lambda: _blank(features(lambda h: (h.relu() + 1e-4) ** 0.5)),
-            broken=lambda: _blank(features(lambda h: h.relu() ** 0.5)),
+            lambda: _blank(features(lambda h: (h * h + 1e-6) ** 0.25)),
+            broken=lambda: _blank(features(lambda h: (h * h) ** 0.25)),
             operation=["pow"],
         ),
         Variant(

@@ -39,8 +39,8 @@ def unscaled(training: Training) -> None:
     for module in training.model.modules():
         if isinstance(module, nets.SelfAttention):
             module.scale = 1.0
-            nets.rescale(module.query, 2.0)
-            nets.rescale(module.key, 2.0)
+            nets.rescale(module.query, 8.0)
+            nets.rescale(module.key, 8.0)
 
 
 def collapse(training: Training) -> None:
@@ -75,8 +75,18 @@ def encoder(depth: int = 2, dim: int = 32) -> Training:
 
 
 def in_proj_times(factor: float) -> Change:
-    return weights_times(factor, "in_proj_weight")
+    """Queries and keys of fused attention, not its values."""
 
+    def change(training: Training) -> None:
+        with torch.no_grad():
+            for name, p in training.model.named_parameters():
+                if "in_proj_weight" in name:
+                    p[: 2 * len(p) // 3].mul_(factor)
+
+    return change
+
+
+marked = partial(setups.transformer, on="marked")
 
 PEAKED = Fault(
     "peaked",
@@ -85,7 +95,7 @@ PEAKED = Fault(
     may=["starved-pathway", "no-update"],
     symptom=peaked(0.15),
     variants=[
-        Variant("transformer-logits-times-100", setups.transformer, logits_times(100)),
+        Variant("transformer-logits-times-300", marked, logits_times(300)),
         Variant("pool-logits-times-300", setups.pool, logits_times(300)),
         Variant(
             "transformer-no-sqrt-d",
@@ -104,14 +114,14 @@ PEAKED = Fault(
             collapse,
             may=["starved-pathway", "no-update", "update-too-large", "exploding-gradient"],
         ),
-        Variant("fused-encoder-large-in-proj", encoder, in_proj_times(20)),
+        Variant("fused-encoder-large-in-proj", encoder, in_proj_times(40)),
         Variant(
             "sla-large-scores", partial(setups.arrows, "sla", layers=3), weights_times(200, "score")
         ),
         Variant(
-            "copy-transformer-logits-times-200",
-            partial(setups.transformer, on="repeated", depth=3),
-            logits_times(200),
+            "post-norm-3-logits-times-1000",
+            partial(setups.transformer, on="marked", depth=3, norm="post"),
+            logits_times(1000),
         ),
     ],
 )
@@ -147,9 +157,9 @@ DIFFUSE = Fault(
     variants=[
         Variant("pool-logits-over-1000", setups.pool, logits_times(1e-3)),
         Variant(
-            "transformer-logits-over-1000",
+            "transformer-logits-over-1e5",
             partial(setups.transformer, on="marked"),
-            logits_times(1e-3),
+            logits_times(1e-5),
         ),
         Variant(
             "san-frozen-scores",

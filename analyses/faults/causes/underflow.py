@@ -122,8 +122,8 @@ FAULT = Fault(
         ),
         Variant(
             "pixelwise-mean",
-            partial(pixelwise, 0.01, half_precision=True, scaler=True),
-            broken=partial(pixelwise, 0.01, half_precision=True, scaler=False),
+            partial(pixelwise, 1e-3, half_precision=True, scaler=True),
+            broken=partial(pixelwise, 1e-3, half_precision=True, scaler=False),
         ),
         Variant(
             "transformer-small-weight",
