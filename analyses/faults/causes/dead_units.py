@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from analyses.faults import setups
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import dead_units
 from analyses.faults.training import Training
 
