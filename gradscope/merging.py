@@ -63,6 +63,11 @@ def _meta(parts: Sequence[Run]) -> dict[str, Any]:
     ]
     if ended := next((f"rank {p['rank']}: {p['ended']}" for p in told if p["ended"]), ""):
         meta["ended"] = ended
+    meta["nonfinite"] = sorted(
+        ({**e, "rank": _rank(p)} for p in parts for e in p.meta.get("nonfinite", [])),
+        key=lambda entry: (entry["step"], entry["rank"]),
+    )
+    meta["called"] = sorted({name for p in parts for name in p.meta.get("called", [])})
     absent = sorted(set(range(world_size)) - {p["rank"] for p in told})
     if absent and any(s.shards > 1 for p in parts for s in p.sites.values()):
         meta["unseen"] = _union(

@@ -238,6 +238,17 @@ class Run:
         """The processes that recorded anything, ascending; [0] for a run of one process."""
         return sorted({c.rank for c in self.columns})
 
+    def of_rank(self, rank: int) -> Run:
+        """The same run with the numbers of one process only."""
+        place = np.full(len(self.columns), -1, dtype=np.int64)
+        kept = [i for i, c in enumerate(self.columns) if c.rank == rank]
+        place[kept] = np.arange(len(kept))
+        blocks = []
+        for b in self.blocks:
+            j = np.flatnonzero(place[b.columns] >= 0)
+            blocks.append(Block(b.steps, place[b.columns[j]], b.values[:, j], b.present[:, j]))
+        return Run(self.meta, self.sites, [self.columns[i] for i in kept], blocks, self.path)
+
     def frame(
         self,
         kind: str | None = None,

@@ -14,6 +14,7 @@ from gradscope.figures._parameter_map import parameter_map
 from gradscope.figures._passed_on import passed_on
 from gradscope.figures._path_sizes import path_sizes
 from gradscope.figures._pathways import pathways
+from gradscope.figures._processes import processes
 from gradscope.figures._softmax import softmax
 from gradscope.figures._style import DARK, LIGHT, Theme
 from gradscope.figures._training_curves import training_curves
@@ -21,6 +22,7 @@ from gradscope.figures._update_map import update_map
 
 FIGURES: tuple[FigureKind, ...] = (
     training_curves,
+    processes,
     gradient_map,
     gradient_depth,
     pathways,
@@ -53,6 +55,7 @@ __all__ = [
     "passed_on",
     "path_sizes",
     "pathways",
+    "processes",
     "softmax",
     "training_curves",
     "update_map",

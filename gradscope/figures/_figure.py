@@ -61,6 +61,7 @@ class FigureKind:
         caption: how to read it, for one run.
         caption_several: the same for several runs.
         requires: pairs (kind, metric) of which at least one must have been recorded.
+        parallel: only runs of several processes have it.
         absent: why there is no figure when none of them was.
         shows: pairs (kind, metric) whose findings this figure makes visible; a metric "*"
             stands for any.
@@ -74,6 +75,7 @@ class FigureKind:
     absent: str
     shows: tuple[tuple[str, str], ...]
     draw: Draw
+    parallel: bool = False
 
     def missing(self, runs: Run | Sequence[Run]) -> str:
         """Why this figure can't be drawn from these runs; "" when it can."""
@@ -97,6 +99,8 @@ class FigureKind:
             return self.draw(runs, marks, theme)
 
     def _available(self, run: Run) -> bool:
+        if self.parallel and len(run.ranks) < 2:
+            return False
         wanted = {i for i, c in enumerate(run.columns) if (c.kind, c.metric) in self.requires}
         return any(
             int(c) in wanted and b.present[:, j].any()
@@ -117,13 +121,22 @@ def figure(
     requires: tuple[tuple[str, str], ...],
     absent: str,
     shows: tuple[tuple[str, str], ...] = (),
+    parallel: bool = False,
 ) -> Callable[[Draw], FigureKind]:
     """Decorate a drawing function with what it needs and with the words that go with it."""
 
     def wrap(draw: Draw) -> FigureKind:
         name = draw.__name__
         return FigureKind(
-            name, title, caption, caption_several or caption, requires, absent, shows, draw
+            name,
+            title,
+            caption,
+            caption_several or caption,
+            requires,
+            absent,
+            shows,
+            draw,
+            parallel,
         )
 
     return wrap

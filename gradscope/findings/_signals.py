@@ -94,7 +94,7 @@ class Signals:
     def loss(self) -> Matrix | None:
         """The training loss as logged, under its most usual names; None without one."""
         scalars = self.matrix("scalar", "value")
-        names = [s for s in scalars.sites if _is_training_loss(s)]
+        names = [s for s in scalars.sites if is_training_loss(s)]
         if not names:
             return None
         exact = [n for n in ("loss", "train_loss", "train/loss") if n in names]
@@ -158,7 +158,8 @@ class Signals:
 _NO_STEPS = np.array([], dtype=np.int64)
 
 
-def _is_training_loss(name: str) -> bool:
+def is_training_loss(name: str) -> bool:
+    """Whether a logged scalar is the training loss, by its name."""
     parts = re.split(r"[^a-z0-9]+", name.lower())
     return "loss" in parts and not {"val", "valid", "validation", "test", "eval"} & set(parts)
 

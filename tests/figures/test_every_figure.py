@@ -22,7 +22,7 @@ FEW = tuple(range(0, 60, 10))
 @cache
 def runs(case):
     return {
-        "one": lambda: [with_pathways(stacked_attention(3, steps=FEW))],
+        "one": lambda: [with_pathways(stacked_attention(3, steps=FEW, ranks=2))],
         "two": lambda: [
             with_pathways(stacked_attention(3, steps=FEW)),
             with_pathways(stacked_attention(3, latent=True, steps=FEW), plain=False),
