@@ -27,6 +27,14 @@ def nonfinite_ranks(run: Run, step: int) -> list[int]:
     return sorted(found[True] or found[False])
 
 
+def on_ranks(sentence: str, ranks: Sequence[int], run: Run) -> str:
+    """The sentence with the processes before it, where a run has several."""
+    if len(run.ranks) < 2 or not ranks:
+        return sentence
+    who = f"all {len(ranks)} ranks" if list(ranks) == run.ranks else listed_ranks(ranks)
+    return f"On {who}: {sentence}"
+
+
 def listed_ranks(ranks: Sequence[int]) -> str:
     """ "rank 1", "ranks 1 and 3", or "ranks 0, 1, 2 … (12)"."""
     if len(ranks) == 1:
