@@ -26,6 +26,7 @@ import numpy as np
 
 from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import named
+from gradscope.findings._ranks import nonfinite_ranks, on_ranks
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals
 from gradscope.run import Site
@@ -51,6 +52,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     ongoing = loss_lost is not None or bool(at_step[-1])
     in_forward = _loss_is_lost(signals, first) or origin["phase"] in ("forward", "data")
     kind, site = _origin(signals, bad, int(bad_steps[0])) if len(bad_steps) else ("scalar", "loss")
+    ranks = nonfinite_ranks(signals.run, first)
     return [
         Finding(
             rule="non-finite",
@@ -65,11 +67,16 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 "bad_parameters": int(bad["parameter"].present.any(axis=0).sum()),
                 "in_forward": in_forward,
                 "ongoing": ongoing,
+                "ranks": ranks if len(signals.run.ranks) > 1 else None,
                 "phase": origin["phase"],
                 "operation": origin["operation"],
                 "where": origin["where"],
             },
-            message=_message(site, first, in_forward, ongoing, len(bad_steps), origin),
+            message=on_ranks(
+                _message(site, first, in_forward, ongoing, len(bad_steps), origin),
+                ranks,
+                signals.run,
+            ),
             remedy=_remedy(in_forward, ongoing, origin),
             view=View(kind, "value" if kind == "scalar" else "grad_norm", (site,)),
         )
