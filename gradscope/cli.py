@@ -7,12 +7,14 @@ import math
 import os
 import shlex
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradscope.errors import GradscopeError
@@ -115,6 +117,40 @@ def run_command(
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(words[0], words)
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run (run.pt) that is being recorded.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two looks at the file.")
+    ] = 2.0,
+) -> None:
+    """Follow a run while it is recorded; ends with it, or at Ctrl-C."""
+    from gradscope.report.watching import complete, glance
+    from gradscope.store import journal_path
+
+    def written() -> float:
+        files = [path for path in (run, journal_path(run)) if path.exists()]
+        return max((path.stat().st_mtime for path in files), default=0.0)
+
+    seen = load(run)
+    if once or complete(seen):
+        _show(glance(seen, written()))
+        return
+    try:
+        with Live(console=Console(highlight=False), auto_refresh=False) as live:
+            while True:
+                began = time.perf_counter()
+                live.update(glance(seen, written()), refresh=True)
+                if complete(seen):
+                    return
+                # Rules on a long run take their time: the run's own process comes first.
+                time.sleep(max(interval, 4 * (time.perf_counter() - began)))
+                seen = load(run)
+    except KeyboardInterrupt:
+        return
 
 
 @app.command()

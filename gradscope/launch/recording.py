@@ -236,7 +236,7 @@ class Recording:
             if self._homeless.isdisjoint(id(p) for p in module.parameters()):
                 self._empty.add(module)
             else:
-                self._follow(self._root(unwrapped(module)), module, args)
+                self._follow(self._root(module), module, args)
         except Exception as error:
             self._give_up(error)
 
@@ -262,7 +262,7 @@ class Recording:
             and any(inner is called for inner in m.modules())
             and needed <= ids_of(m.parameters())
         ]
-        return unwrapped(min(around, key=lambda m: len(list(m.modules())), default=called))
+        return min(around, key=lambda m: len(list(m.modules())), default=called)
 
     def _follow(self, root: nn.Module, called: nn.Module, args: Any) -> None:
         parameters = ids_of(root.parameters())
@@ -275,7 +275,7 @@ class Recording:
             out = self._directory / path
             scope = attach(root, optimizer=optimizers, out=out, every=self._every)
         except GradscopeError as error:
-            self._reasons.append(f"{class_name(root)} was not recorded: {error}")
+            self._reasons.append(f"{class_name(unwrapped(root))} was not recorded: {error}")
             self._refused |= parameters
         else:
             model = _Model(scope, root, parameters, optimizers, str(path), self._steps)
@@ -291,7 +291,7 @@ class Recording:
 
     def _path_of(self, root: nn.Module) -> Path:
         """run.pt, run-Discriminator.pt, run-Discriminator-2.pt, …"""
-        plain = f"{self._out.stem}-{class_name(root)}"
+        plain = f"{self._out.stem}-{class_name(unwrapped(root))}"
         names = [self._out.stem, plain, *(f"{plain}-{i}" for i in range(2, len(self._names) + 3))]
         stem = next(n for n in names if n not in self._names)
         self._names.add(stem)
@@ -337,6 +337,7 @@ class _Model:
         now: int,
     ) -> None:
         self.scope, self.parameters = scope, parameters
+        root = unwrapped(root)
         self._root, self._name, self._path = weakref.ref(root), class_name(root), path
         self._round = Round(optimizers, parameter_ids)
         self._order = list(optimizers)
@@ -382,6 +383,15 @@ def ids_of(parameters: Iterable[torch.Tensor]) -> frozenset[int]:
     return frozenset(map(id, parameters))
 
 
+_known_ids: weakref.WeakKeyDictionary[Optimizer, tuple[list[int], frozenset[int]]]
+_known_ids = weakref.WeakKeyDictionary()
+
+
 def parameter_ids(optimizer: Optimizer) -> frozenset[int]:
-    """Ids of the parameters that an optimizer trains."""
-    return frozenset(id(p) for g in optimizer.param_groups for p in g["params"])
+    """Ids of the parameters that an optimizer trains; asked for at every step."""
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    known = _known_ids.get(optimizer)
+    if known is None or known[0] != sizes:
+        ids = frozenset(id(p) for g in optimizer.param_groups for p in g["params"])
+        known = _known_ids[optimizer] = (sizes, ids)
+    return known[1]
