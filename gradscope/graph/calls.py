@@ -124,7 +124,7 @@ class CallRecorder:
         if module not in self._modules:
             return
         self._starts.append(_sequence_number())
-        if self.reading is not None and _in_backward() == -1:
+        if self.reading is not None and _in_backward() == -1 and _in_transform() is None:
             if len(self._starts) == 1:
                 self.reading.forward_begins()
             self.reading.read(module, args)
