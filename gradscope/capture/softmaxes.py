@@ -29,7 +29,16 @@ SOFTMAX_ROWS: tuple[SoftmaxRows, ...] = get_args(SoftmaxRows)
 
 STATE = ("entropy", "max_prob", "jacobian_norm")
 # Softmaxes of up to this many elements are measured whole, larger ones on a sample of rows
-# with about this many elements, unless all rows are asked for.
+# with about this many elements, unless all rows are asked for. What a sample costs in
+# accuracy, as relative root-mean-square error in per cent, was measured on random queries and
+# keys of 8 heads (from and to: full or causal, heads alike or with logits of standard
+# deviation 0.3 to 8):
+#     n     rows           entropy   max_prob  jacobian_norm  gain
+#     128   256 of 8,192   0.6–0.8   2–4       1–2            3–5
+#     512   64 of 16,384   0.7–1.6   5–11      3–7            5–16
+#     2048  64 of 16,384   0.3–1.5   5–11      2–11           4–12
+# The rows are the same at every step, so that a trend is not this uncertain. All rows take
+# 15 to 20 ns an element on one CPU thread, several times the fused forward pass itself.
 EXACT_ELEMENTS = 1 << 16
 SAMPLE_ELEMENTS = 1 << 15
 MIN_ROWS = 64

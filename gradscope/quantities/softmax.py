@@ -56,9 +56,13 @@ def softmax_sums(p: Tensor) -> Tensor:
 def some_rows(rows: int, limit: int) -> Tensor | None:
     """Indices of `limit` rows out of `rows`, the same at every step; None for all of them.
 
-    A seeded draw without touching the global random state.
+    One row out of each of `limit` equal stretches, in ascending order, so that every sample and
+    head has its share. A seeded draw without touching the global random state.
     """
     if rows <= limit:
         return None
     generator = torch.Generator().manual_seed(rows)
-    return torch.randperm(rows, generator=generator)[:limit].sort().values
+    edges = torch.arange(limit + 1) * rows // limit
+    begin, length = edges[:-1], edges.diff()
+    drawn = torch.rand(limit, generator=generator, dtype=torch.float64) * length
+    return begin + drawn.long().clamp(max=length - 1)
