@@ -4,6 +4,7 @@ from gradscope._version import __version__
 from gradscope.capture.crossings import Crossings, crossings
 from gradscope.capture.scope import Scope, attach
 from gradscope.cuts import Cut, bottlenecks
+from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError, PathwayError, RunError
 from gradscope.findings import Finding, analyze
 from gradscope.probing import Probe, probe
@@ -28,6 +29,7 @@ __all__ = [
     "attach",
     "bottlenecks",
     "crossings",
+    "diagnose",
     "load",
     "probe",
     "report",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Recorder:
     ) -> None:
         self.step = first_step
         self.closed = False
+        self.recorded: Callable[[], None] = lambda: None  # called when a recorded step is over
         self._every, self._softmax_rows = every, softmax_rows
         self._meta, self._writer, self._ledger = meta, writer, ledger
         self._recorded = 0
@@ -318,8 +319,11 @@ class Recorder:
         self._nonfinite.end_step(self.step, scaled=self._asked_at == self.step)
         self._step_began = now
         self.step += 1
+        was_recorded = self._recording
         if not self.closed:
             self._begin_step()
+        if was_recorded:
+            self.recorded()
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients that overflowed are thrown away, and so is what was recorded of them."""

@@ -23,7 +23,9 @@ from gradscope.capture.softmaxes import SOFTMAX_ROWS, SoftmaxRows
 from gradscope.capture.writer import Writer
 from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError
+from gradscope.findings import Finding, analyze
 from gradscope.graph.wrappers import unwrapped
+from gradscope.live import OnFinding, Watch
 from gradscope.probing import Probe, probe
 from gradscope.run import Column, Run, Site
 from gradscope.store import part_path
@@ -39,6 +41,7 @@ def attach(
     update_every: int = 8,
     softmax_rows: SoftmaxRows = "sample",
     first_step: int = 0,
+    on_finding: OnFinding | None = None,
     name: str | None = None,
     args: dict[str, Any] | None = None,
 ) -> Scope:
@@ -67,6 +70,9 @@ def attach(
         softmax_rows: of an attention softmax with more than 65,536 elements, measure a fixed
             "sample" of about 32,768 elements, or "all" rows. `Site.note` says which it was.
         first_step: number of the next optimizer step, where an earlier training is resumed.
+        on_finding: called with every `Finding` that is new or has become worse, while training
+            goes on and once more at its end; looking takes up to 1 % of the time. What it raises
+            comes out of the optimizer's `step()`.
         name: of the run, in reports; by default the file's name.
         args: the run's configuration, kept in `run.meta["args"]`.
 
@@ -85,6 +91,7 @@ def attach(
         update_every=_positive("update_every", update_every),
         softmax_rows=_softmax_rows(softmax_rows),
         first_step=_positive("first_step", first_step, least=0),
+        on_finding=on_finding,
         name=name,
         args=args,
     )
@@ -104,6 +111,7 @@ class Scope:
         update_every: int,
         softmax_rows: SoftmaxRows,
         first_step: int,
+        on_finding: OnFinding | None,
         name: str | None,
         args: dict[str, Any] | None,
     ) -> None:
@@ -140,6 +148,8 @@ class Scope:
             softmax_rows,
             first_step,
         )
+        self._watch = None if on_finding is None else Watch(self._so_far, on_finding)
+        self.recorder.recorded = self._look
         self._at_exit = _close_at_exit(self)
 
     # -- what users call ---------------------------------------------------------------
@@ -174,6 +184,18 @@ class Scope:
         for name, value in values.items():
             self._ledger.scalar(step, name, _number(name, value))
         self._logged()
+
+    def _look(self, at_end: bool = False) -> None:
+        """Tell of new findings, if somebody wants to know."""
+        if self._watch is None or not (at_end or self._watch.due()):
+            return
+        try:
+            found = self._watch.look()
+        except Exception as error:
+            self._watch = None
+            self.recorder.trouble.caught("findings", error)
+        else:
+            self._watch.tell(found)
 
     def _logged(self) -> None:
         """Write, if it is time."""
@@ -298,9 +320,20 @@ class Scope:
         """
         if self._writer.memory is None:
             raise GradscopeError("this recording goes to a file: use gradscope.load() on it")
+        return self._so_far()
+
+    def findings(self) -> list[Finding]:
+        """Findings of what was recorded so far, worst first: see `gradscope.analyze`.
+
+        The run is looked at as a whole each time: call it now and then, not at every step, or
+        give `attach` a function to be called (`on_finding`).
+        """
+        return analyze(self._so_far())
+
+    def _so_far(self) -> Run:
         if not self.recorder.closed:
             self._writer.flush()
-        return self._writer.memory
+        return self._writer.read()
 
     def close(self, ended: str = "") -> None:
         """Finish the file and let go of the model. What leaving the `with` block does.
@@ -322,9 +355,13 @@ class Scope:
             self._writer.finish()
         except Exception as error:  # what was written before can still be read
             self.recorder.trouble.caught("to the file", error)
+            return
+        if not ended:
+            self._look(at_end=True)
 
     def discard(self) -> None:
         """Close, and remove what was written."""
+        self._watch = None
         self.close()
         if os.getpid() == self._process:
             self._writer.discard()

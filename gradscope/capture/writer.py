@@ -8,7 +8,7 @@ from typing import Any
 
 from gradscope.capture.ledger import Ledger
 from gradscope.run import Run
-from gradscope.store import Journal
+from gradscope.store import Journal, load
 
 SAMPLES = 1 << 20  # samples held in memory before they are written, whatever the clock says
 CHANGING = ("timings", "unseen", "errors", "ended", "steps", "cuts", "nonfinite", "called")
@@ -30,6 +30,7 @@ class Writer:
     ) -> None:
         self._meta, self._ledger, self._flush_every = meta, ledger, flush_every
         self.memory: Run | None = Run(meta=meta) if out is None else None
+        self._out = out
         self._journal = None if out is None else Journal(out, Run(meta=meta))
         self._began = self._flushed = time.perf_counter()
         self.spent = 0.0  # seconds, as far as gradscope measures them itself
@@ -51,6 +52,13 @@ class Writer:
             self._journal.append(sites, columns, blocks, changing)
         self._flushed = time.perf_counter()
         self.spent += self._flushed - began
+
+    def read(self) -> Run:
+        """What was flushed so far."""
+        if self.memory is not None:
+            return self.memory
+        assert self._out is not None
+        return load(self._out)
 
     def finish(self) -> None:
         """Write what is left and complete the file."""

@@ -1,0 +1,200 @@
+"""Findings during training, and before it."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+from gradscope import live
+
+
+def sigmoid_net(depth=10):
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 8)]
+    for _ in range(depth):
+        layers += [nn.Sigmoid(), nn.Linear(8, 8)]
+    return nn.Sequential(*layers)
+
+
+def healthy_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+def steps(model, scope, count, optimizer):
+    for _ in range(count):
+        x = torch.randn(16, 8)
+        loss = (model(x) - x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scope.log(loss=loss)
+
+
+def trained(model, count=40, out=None, **options):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=out, every=1, **options) as scope:
+        steps(model, scope, count, optimizer)
+    return scope
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_findings_so_far_are_those_of_the_run_so_far(tmp_path, to_file):
+    model = sigmoid_net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    out = tmp_path / "run.pt" if to_file else None
+    with gradscope.attach(model, optimizer=optimizer, out=out, every=1) as scope:
+        steps(model, scope, 10, optimizer)
+        first = scope.findings()
+        steps(model, scope, 10, optimizer)
+    assert first[0].rule == "vanishing-gradient" and first[0].last_step == 9
+    run = gradscope.load(out) if to_file else scope.run()
+    assert scope.findings() == gradscope.analyze(run)
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_function_is_called_with_what_is_new(tmp_path, to_file, monkeypatch):
+    monkeypatch.setattr(live, "BUDGET", 1e9)  # look after every step
+    told = []
+    trained(sigmoid_net(), out=tmp_path / "r.pt" if to_file else None, on_finding=told.append)
+    keys = [(f.rule, f.site, f.severity) for f in told]
+    assert "vanishing-gradient" in {f.rule for f in told}
+    assert len(keys) == len(set(keys))  # each once, or again when it has become worse
+    assert told[0].last_step < 39  # during training
+
+
+def test_looking_is_rationed():
+    looks = []
+    watch = live.Watch(lambda: looks.append(1) or gradscope.Run(), print)
+    for _ in range(live.EARLIEST + 50):
+        if watch.due():
+            watch.look()
+    assert len(looks) == 1  # a hundred times as long as it took has to pass before the next
+
+
+def test_a_short_run_is_looked_at_when_it_ends():
+    told = []
+    trained(sigmoid_net(), count=3, on_finding=told.append)
+    assert {f.rule for f in told} >= {"vanishing-gradient"}
+
+
+def test_a_healthy_run_calls_for_nothing_worse_than_info():
+    told = []
+    trained(healthy_net(), on_finding=told.append)
+    assert [f for f in told if f.severity != "info"] == []
+
+
+def test_what_the_function_raises_stops_training_and_the_run_is_whole(tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(finding):
+        raise StopError(finding.rule)
+
+    with pytest.raises(StopError):
+        trained(sigmoid_net(), out=tmp_path / "run.pt", on_finding=stop)
+    run = gradscope.load(tmp_path / "run.pt")
+    assert run.meta["status"] == "complete" and "StopError" in run.meta["ended"]
+    assert len(run.steps) >= live.EARLIEST
+
+
+def test_rules_that_fail_are_told_once_and_recording_goes_on(monkeypatch):
+    def broken(run):
+        raise ArithmeticError("on purpose")
+
+    monkeypatch.setattr(live, "analyze", broken)
+    with pytest.warns(RuntimeWarning, match="stopped recording findings"):
+        scope = trained(sigmoid_net(), on_finding=print)
+    assert len(scope.run().steps) == 40
+
+
+def test_training_is_the_same_with_and_without(tmp_path):
+    def weights(**options):
+        model = sigmoid_net()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trained(model, **options)
+        return [p.detach().clone() for p in model.parameters()]
+
+    with_it, without = weights(on_finding=lambda f: None), weights()
+    assert all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
+
+
+def state_of(model):
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    return grads, {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_diagnosis_of_one_batch_leaves_no_trace(backward):
+    model = sigmoid_net(16)
+    model.append(nn.BatchNorm1d(8))
+    model.append(nn.Dropout(0.5))
+    model(torch.randn(4, 8)).sum().backward()
+    grads, state, random = state_of(model)
+
+    def closure():
+        loss = model(torch.randn(16, 8)).square().mean()
+        if backward:
+            loss.backward()
+        return loss
+
+    found = gradscope.diagnose(model, closure)
+    assert found[0].rule == "vanishing-gradient" and found[0].severity != "info"
+    after, state_after, random_after = state_of(model)
+    assert all(torch.equal(a, b) for a, b in zip(grads, after, strict=True))
+    assert all(torch.equal(state[k], state_after[k]) for k in state)
+    assert torch.equal(random, random_after)
+
+
+def test_diagnosis_of_a_healthy_model():
+    model = healthy_net()
+    found = gradscope.diagnose(model, lambda: model(torch.randn(64, 8)).square().mean())
+    assert [f for f in found if f.severity != "info"] == []
+
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).detach())
+
+
+def test_diagnosis_sees_detached_parts_and_dead_units_and_the_data():
+    torch.manual_seed(0)
+    model = Cut()
+    rules = {f.rule for f in gradscope.diagnose(model, lambda: model(torch.ones(4, 8)).sum())}
+    assert "detached" in rules
+    model = healthy_net()
+    with torch.no_grad():
+        model[0].bias.fill_(-1e4)
+    found = gradscope.diagnose(model, lambda: model(torch.randn(64, 8) * 1000).sum())
+    assert {"dead-units", "unscaled-input"} <= {f.rule for f in found}
+
+
+def test_diagnosis_names_the_first_operation_that_is_not_finite():
+    model = healthy_net()
+    (finding,) = [
+        f
+        for f in gradscope.diagnose(model, lambda: (model(torch.randn(4, 8)) * 0).log().mean())
+        if f.rule == "non-finite"
+    ]
+    assert finding.evidence["operation"] == "log"
+
+
+@pytest.mark.parametrize(
+    ("closure", "words"),
+    [
+        (lambda: 3.0, "returned float"),
+        (lambda: torch.ones(2, requires_grad=True), "one number"),
+        (lambda: torch.tensor(1.0), "does not depend on the model"),
+        (None, "closure must be a function"),
+    ],
+)
+def test_closures_that_can_not_be_used(closure, words):
+    with pytest.raises(gradscope.GradscopeError, match=words):
+        gradscope.diagnose(healthy_net(), closure)
