@@ -94,11 +94,14 @@ class ActivationTap:
         if not saved:  # a second pass over a graph that was kept
             return
         tensor, constants = saved
-        flat = flat_elements(sampled_units(tensor, self._units_at), self._slope, constants)
+        rows = sampled_units(tensor, self._units_at)
+        lost = rows.isnan().any()  # a run that has diverged tells nothing of its units
+        flat = flat_elements(rows, self._slope, constants)
+        dead = self._activations.units(self._site).dead(~flat.all(0) & ~lost)
         ledger = self._activations.ledger
-        values = (flat.double().mean(), self._activations.units(self._site).dead(~flat.all(0)))
-        for slot, value in zip((self._flat_slot, self._dead_slot), values, strict=True):
-            ledger.add(slot, value.item() if value.is_cpu else value)
+        for slot, value in ((self._flat_slot, flat.double().mean()), (self._dead_slot, dead)):
+            told = torch.where(lost, torch.nan, value)
+            ledger.add(slot, told.item() if told.is_cpu else told)
 
 
 class _Constants:

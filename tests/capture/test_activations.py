@@ -137,3 +137,12 @@ def test_under_checkpointing_activations_are_left_alone():
     run = recorded(Checkpointed(), [torch.randn(8, 4)] * 2)
     assert len(run.frame("activation")) == 0
     assert len(run.frame("parameter")) > 0
+
+
+def test_a_run_that_has_diverged_tells_nothing_of_its_units():
+    torch.manual_seed(0)
+    x = torch.randn(40, 5)
+    run = recorded(Layer(torch.relu), [x, x * torch.nan])
+    for metric in ("dead_fraction", "saturated_fraction"):
+        first, lost = run.frame("activation", metric)["value"]
+        assert first == first and lost != lost

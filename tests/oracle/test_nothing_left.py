@@ -16,6 +16,7 @@ from torch.optim import optimizer as torch_optimizer
 
 import gradscope
 from tests.reference.cases import CASES, every_case
+from tests.reference.loops import LOOPS, Net
 from tests.reference.networks import data, encoder, on, weighted
 
 MODULE_HOOKS = (
@@ -55,7 +56,7 @@ def hooks_of(model, *optimizers):
             if name.endswith("_hooks"):
                 found[i, name] = dict(value)
         found[i, "attributes"] = set(vars(optimizer))
-        found[i, "step"] = optimizer.step.__func__
+        found[i, "step"] = getattr(optimizer.step, "__func__", optimizer.step)
     found["class"] = torch_optimizer.Optimizer.__dict__.get("step")
     found["call"] = nn.Module.__call__, nn.Module._call_impl, torch.Tensor.backward
     found["functions"] = torch.autograd.backward, torch.autograd.grad, torch.amp.GradScaler.step
@@ -87,6 +88,24 @@ def test_no_hook_after_close(name, every):
     before = hooks_of(model, optimizer)
     with gradscope.attach(model, optimizer=optimizer, out=None, every=every):
         training(case, model, optimizer, 3)
+    assert hooks_of(model, optimizer) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.supports(loop=name, shows="nothing left"))
+        for name in LOOPS
+    ],
+)
+def test_no_hook_after_any_loop(name):
+    loop = LOOPS[name]
+    model = Net()
+    optimizer = loop.optimizer(model.parameters())
+    loop.train(model, optimizer)
+    before = hooks_of(model, optimizer)
+    with gradscope.attach(model, optimizer=optimizer, out=None, every=2):
+        loop.train(model, optimizer)
     assert hooks_of(model, optimizer) == before
 
 
@@ -147,6 +166,7 @@ def test_nothing_happens_to_a_model_that_is_never_run():
     assert scope.run().steps.tolist() == []
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_the_users_own_hooks_stay():
     case, model, optimizer = prepared("transformer encoder")
     seen = []
