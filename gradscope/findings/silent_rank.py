@@ -7,12 +7,12 @@ Definition. Of the parts of a run of several processes, one
 - has not been written to for `SILENCE` intervals in which another one was, and is behind it: it
   hangs, or is gone. (Nothing is closed then: the run goes on, or was killed as a whole.)
 
-A process that left no part is not judged: it may never have been asked for one.
-
 Source: definition. What a killed process recorded since it last wrote (`flush_every`) is lost,
 so that it may have lived a few steps longer than its part.
 
 Severity. Critical if it was killed or hangs; warning if it stopped on its own.
+
+Silent about a process that left no part: it may never have been asked for one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from gradscope import Run
+from gradscope.findings import analyze
 from gradscope.findings import non_finite as rule
 from gradscope.findings._rule import Skipped, apply
 from gradscope.findings._signals import Signals
@@ -82,3 +84,41 @@ def test_one_step():
 def test_finite_and_nothing_to_look_at():
     assert find(made.ladder(0.1)) == []
     assert isinstance(find(made.softmax("a", [0.5] * 3)), Skipped)
+
+
+def ranks_of(*bad, ranks=4, kind="module"):
+    """At step 10 the given processes have a NaN at this kind of site, from step 20 on all do."""
+    nan = float("nan")
+    rows = []
+    for rank in range(ranks):
+        for step in (0, 10, 20):
+            lost = step == 20 or (step == 10 and rank in bad)
+            for name in ("module", "parameter"):
+                value = nan if lost and kind == name else 1.0
+                rows.append((step, "a", name, "", "grad_norm", value, rank))
+            rows.append(
+                (step, "loss", "scalar", "", "value", nan if lost and kind == "loss" else 1.0, rank)
+            )
+    return Run.from_records(rows)
+
+
+@pytest.mark.parametrize("kind", ["module", "loss"])
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ((2,), "On rank 2: "),
+        ((0, 3), "On ranks 0 and 3: "),
+        (range(4), "On all 4 ranks: "),
+    ],
+)
+def test_the_processes_that_were_lost_first_are_named(kind, bad, told):
+    (finding,) = [f for f in analyze(ranks_of(*bad, kind=kind)) if f.rule == "non-finite"]
+    assert finding.first_step == 10
+    assert finding.evidence["ranks"] == list(bad)
+    assert finding.message.startswith(told)
+
+
+def test_one_process_is_not_named():
+    (finding,) = [f for f in analyze(ranks_of(0, ranks=1)) if f.rule == "non-finite"]
+    assert finding.evidence["ranks"] is None
+    assert "rank" not in finding.message
