@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradscope.capture.ledger import Ledger, Read
 from gradscope.capture.saved import Saved, UnreadableError, saved_tensor
 from gradscope.quantities.norm import Scalar, norm
-from gradscope.quantities.softmax import softmax_state, softmax_sums, some_rows
+from gradscope.quantities.softmax import softmax_sums, some_rows
 from gradscope.run import Column
 
 SoftmaxRows = Literal["sample", "all"]
@@ -59,10 +60,20 @@ class Gain:
 
     def emit(self, read: Read) -> Any:
         if self.arriving in read and self.leaving in read:
-            from numpy import errstate
-
-            with errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 yield self.column, read[self.leaving] / read[self.arriving]
+
+
+class RowMeans:
+    """Means over the measured rows of a step, whose micro-batches may differ in size."""
+
+    def __init__(self, sums: list[int], rows: int, columns: list[Column]) -> None:
+        self.sums, self.rows, self.columns = sums, rows, columns
+
+    def emit(self, read: Read) -> Any:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for slot, column in zip(self.sums, self.columns, strict=True):
+                yield column, read[slot] / read[self.rows]
 
 
 class SoftmaxTap:
@@ -77,9 +88,12 @@ class SoftmaxTap:
         self, ledger: Ledger, site: str, fused: bool, rows: SoftmaxRows, unseen: Any
     ) -> None:
         self._ledger = ledger
-        self._state = [
-            ledger.plain(Column(site, "softmax", "", metric), mode="mean") for metric in STATE
-        ]
+        *sums, rows_slot = (
+            ledger.slot("softmax sum", site, metric, mode="sum") for metric in (*STATE, "rows")
+        )
+        self._sums = [*sums, rows_slot]
+        means = RowMeans(sums, rows_slot, [Column(site, "softmax", "", m) for m in STATE])
+        ledger.emitter_once(("state", site), means, [rows_slot])
         self._arriving = ledger.slot("gain in", site)
         self._leaving = ledger.slot("gain out", site)
         gain = Gain(self._arriving, self._leaving, Column(site, "softmax", "", "gain"))
@@ -121,9 +135,9 @@ class SoftmaxTap:
                 leaving.append(norm(ds))
         self._gain(arriving, leaving)
         if sums:
-            state = softmax_state(torch.stack(sums).sum(0))
+            state = torch.stack(sums).sum(0)
             values = state.tolist() if state.is_cpu else state.unbind()
-            for slot, value in zip(self._state, values, strict=True):
+            for slot, value in zip(self._sums, values, strict=True):
                 self._ledger.add(slot, value)
 
     def _gain(self, arriving: list[Scalar], leaving: list[Scalar]) -> None:

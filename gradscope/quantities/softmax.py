@@ -17,17 +17,6 @@ from torch import Tensor
 TINY = 1e-38  # p·log p is 0 at p = 0: the smallest normal float32 keeps log finite
 
 
-def softmax_state(sums: Tensor) -> Tensor:
-    """Means over rows of (normalised entropy H/log n, max p, ‖J‖_F). (4,) → (3,).
-
-    Args:
-        sums: of `softmax_sums`, added up over the blocks of rows.
-
-    NaN where no row has any probability.
-    """
-    return sums[:3] / sums[3]
-
-
 def softmax_sums(p: Tensor) -> Tensor:
     """Sums over rows of (normalised entropy, max p, ‖J‖_F, 1). p: (R, n) → (4,) of ≥ float32.
 
