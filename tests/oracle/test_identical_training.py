@@ -11,30 +11,35 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from tests.reference.cases import CASES, every_case
+from tests.reference.loops import LOOPS, Net
 from tests.reference.networks import data, encoder, on, weighted
 
 STEPS = 5
 
 
-def train(model, loss_of, optimizer, clip=None, step_of=None):
-    """Losses of some steps that draw one stream of random numbers."""
-    losses = []
-    for step in range(STEPS):
-        loss = loss_of(model, step)
-        loss.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return losses
+def ordinary(loss_of, clip=None):
+    """train: (model, optimizer) -> losses of some steps that draw one stream of random numbers."""
+
+    def train(model, optimizer):
+        losses = []
+        for step in range(STEPS):
+            loss = loss_of(model, step)
+            loss.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        return losses
+
+    return train
 
 
 def state_of_the_generators():
     return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
-def both_ways(build, loss_of, make_optimizer, tmp_path, every, clip=None):
+def both_ways(build, train, make_optimizer, tmp_path, every):
     """(losses, tensors, generators) without and with a scope."""
     torch.manual_seed(0)
     plain = build()
@@ -46,12 +51,12 @@ def both_ways(build, loss_of, make_optimizer, tmp_path, every, clip=None):
         np.random.seed(1)  # noqa: NPY002
         optimizer = make_optimizer(model.parameters())
         if model is plain:
-            losses = train(model, loss_of, optimizer, clip)
+            losses = train(model, optimizer)
         else:
             with gradscope.attach(
                 model, optimizer=optimizer, out=tmp_path / "run.pt", every=every, flush_every=0.0
             ) as scope:
-                losses = train(model, loss_of, optimizer, clip)
+                losses = train(model, optimizer)
                 scope.log(loss=losses[-1])
             assert gradscope.load(tmp_path / "run.pt").meta["errors"] == []
         tensors = [*model.state_dict().values(), *losses]
@@ -73,7 +78,19 @@ def assert_same(results):
 @pytest.mark.parametrize("name", every_case("identical training"))
 def test_adam_on_every_model(name, tmp_path):
     case = CASES[name]
-    assert_same(both_ways(case.build, case.loss, torch.optim.Adam, tmp_path, every=2))
+    assert_same(both_ways(case.build, ordinary(case.loss), torch.optim.Adam, tmp_path, every=2))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.supports(loop=name, shows="identical training"))
+        for name in LOOPS
+    ],
+)
+def test_every_loop(name, tmp_path):
+    loop = LOOPS[name]
+    assert_same(both_ways(Net, loop.train, loop.optimizer, tmp_path, every=1))
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -89,7 +106,7 @@ def test_adam_on_every_model(name, tmp_path):
 )
 def test_optimizers_with_dropout_and_clipping(make_optimizer, every, tmp_path):
     results = both_ways(
-        lambda: encoder(0.3), on(2, 5, 8), make_optimizer, tmp_path, every, clip=0.1
+        lambda: encoder(0.3), ordinary(on(2, 5, 8), clip=0.1), make_optimizer, tmp_path, every
     )
     assert_same(results)
 
@@ -99,7 +116,9 @@ def test_sampled_rows_draw_no_random_numbers(length, tmp_path):
     def loss_of(model, step):
         return weighted(model(data(step, 2, length, 8)))
 
-    assert_same(both_ways(lambda: encoder(0.3), loss_of, torch.optim.Adam, tmp_path, every=1))
+    assert_same(
+        both_ways(lambda: encoder(0.3), ordinary(loss_of), torch.optim.Adam, tmp_path, every=1)
+    )
 
 
 def test_double_precision_and_half(tmp_path):
@@ -111,7 +130,7 @@ def test_double_precision_and_half(tmp_path):
         def build(dtype=dtype):
             return encoder(0.2).to(dtype)
 
-        assert_same(both_ways(build, loss_of, torch.optim.Adam, tmp_path, every=1))
+        assert_same(both_ways(build, ordinary(loss_of), torch.optim.Adam, tmp_path, every=1))
 
 
 def test_autocast(tmp_path):
@@ -120,11 +139,13 @@ def test_autocast(tmp_path):
             output = model(data(step, 2, 5, 8))
         return weighted(output.float())
 
-    assert_same(both_ways(lambda: encoder(0.2), loss_of, torch.optim.Adam, tmp_path, every=1))
+    assert_same(
+        both_ways(lambda: encoder(0.2), ordinary(loss_of), torch.optim.Adam, tmp_path, every=1)
+    )
 
 
 def test_reentrant_checkpoints(tmp_path):
-    class Net(nn.Module):
+    class Outer(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = CASES["transformer encoder, dropout"].build()
@@ -133,7 +154,7 @@ def test_reentrant_checkpoints(tmp_path):
         def forward(self, x):
             return self.head(checkpoint(self.inner, x.requires_grad_(), use_reentrant=True))
 
-    assert_same(both_ways(Net, on(2, 5, 8), torch.optim.Adam, tmp_path, every=1))
+    assert_same(both_ways(Outer, ordinary(on(2, 5, 8)), torch.optim.Adam, tmp_path, every=1))
 
 
 def test_gradients_inside_the_forward_pass(tmp_path):
@@ -153,7 +174,7 @@ def test_gradients_inside_the_forward_pass(tmp_path):
     def loss_of(model, step):
         return weighted(*model(data(step, 5, 3)))
 
-    assert_same(both_ways(Forces, loss_of, torch.optim.Adam, tmp_path, every=1))
+    assert_same(both_ways(Forces, ordinary(loss_of), torch.optim.Adam, tmp_path, every=1))
 
 
 def test_nested_tensors(tmp_path):
@@ -167,7 +188,7 @@ def test_nested_tensors(tmp_path):
     def build():
         return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 
-    assert_same(both_ways(build, loss_of, torch.optim.Adam, tmp_path, every=1))
+    assert_same(both_ways(build, ordinary(loss_of), torch.optim.Adam, tmp_path, every=1))
 
 
 def test_compiled(tmp_path):
@@ -180,7 +201,9 @@ def test_compiled(tmp_path):
 
     compiled = {}
     torch._dynamo.reset()
-    assert_same(both_ways(lambda: encoder(0.0), loss_of, torch.optim.Adam, tmp_path, every=2))
+    assert_same(
+        both_ways(lambda: encoder(0.0), ordinary(loss_of), torch.optim.Adam, tmp_path, every=2)
+    )
     run = gradscope.load(tmp_path / "run.pt")
     assert run.steps.tolist() == [0, 2, 4]
     assert len(run.frame("module", "grad_norm").query("step == 2")) == 19
@@ -206,7 +229,7 @@ def test_function_transforms_of_the_model(tmp_path):
     def build():
         return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 
-    assert_same(both_ways(build, loss_of, torch.optim.Adam, tmp_path, every=1))
+    assert_same(both_ways(build, ordinary(loss_of), torch.optim.Adam, tmp_path, every=1))
 
 
 def test_the_inputs_own_gradient():

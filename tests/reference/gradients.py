@@ -253,8 +253,12 @@ def output_identities(model, loss_of):
     return {name: id(tensor) for name, tensor in kept.items()}
 
 
-def fork_values(terms):
+def fork_values(terms, total=None):
     """The fork's quantities from its terms: what `fork` rows of a run must say.
+
+    Args:
+        terms: consumer -> list of contributions.
+        total: what they add up to, in a precision of its own; by default their exact sum.
 
     Returns:
         dict with grad_norm, cancellation, the list of projections (none if the sum is 0), and
@@ -264,7 +268,7 @@ def fork_values(terms):
     every = [
         g.to(torch.promote_types(g.dtype, torch.float64)) for grads in terms.values() for g in grads
     ]
-    total = torch.stack(every).sum(0)
+    total = torch.stack(every).sum(0) if total is None else total
     square = dot(total, total) or math.inf
     return {
         "grad_norm": norm(total),

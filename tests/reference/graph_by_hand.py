@@ -17,13 +17,20 @@ def sequence_number():
 
 
 class Span:
-    """Between which counts a model's (only) forward pass ran; a root's hooks note them."""
+    """Between which counts a model's last forward pass with a graph ran, by its root's hooks."""
 
     def __init__(self, model):
         self._hooks = [
-            model.register_forward_pre_hook(lambda *_: setattr(self, "start", sequence_number())),
-            model.register_forward_hook(lambda *_: setattr(self, "end", sequence_number())),
+            model.register_forward_pre_hook(self._note("start")),
+            model.register_forward_hook(self._note("end")),
         ]
+
+    def _note(self, name):
+        def note(*_):
+            if torch.is_grad_enabled():
+                setattr(self, name, sequence_number())
+
+        return note
 
     def remove(self):
         for hook in self._hooks:
@@ -42,8 +49,9 @@ def nodes_from(root):
 
 
 def forks(loss, span):
-    """Terms of every tensor that has several readers: list of (inside, outside).
+    """Terms of every tensor that has several readers: list of (whole, inside, outside).
 
+    `whole`: the tensor's gradient, as the engine added it up in the tensor's own precision.
     `inside`: gradients by reading edge of the forward pass. `outside`: their sum over the edges
     made after it (by a loss that uses the tensor), or None. Readers that send nothing back are
     left out, and so are tensors made before or after the forward pass, leaves apart.
@@ -83,8 +91,8 @@ def forks(loss, span):
                 (inside if node._sequence_nr() < span.end else outside).append(part)
         several = len(inside) + bool(outside) > 1
         if several and sum(1 for n, _ in edges_of if n._sequence_nr() < span.end) <= MOST_EDGES:
-            whole = sum(outside[1:], outside[0]) if outside else None
-            found.append((inside, whole))
+            beyond = sum(outside[1:], outside[0]) if outside else None
+            found.append((arriving[place], inside, beyond))
     return found
 
 

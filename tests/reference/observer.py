@@ -23,6 +23,9 @@ class Step:
 
     norms: dict = field(default_factory=dict)
     rms: dict = field(default_factory=dict)
+    numel: dict = field(default_factory=dict)
+    zeros: dict = field(default_factory=dict)  # of gradients in float16
+    subnormals: dict = field(default_factory=dict)
     forks: list = field(default_factory=list)
     softmaxes: dict = field(default_factory=dict)
     grads: dict = field(default_factory=dict)
@@ -75,8 +78,8 @@ class Observer:
         self._outputs.paused = self._softmaxes.paused = True
         try:
             return [
-                [g if g is None else _wide(g) / scale for g in (*inside, outside)]
-                for inside, outside in forks(loss, self._span)
+                [g if g is None else _wide(g) / scale for g in (whole, *inside, outside)]
+                for whole, inside, outside in forks(loss, self._span)
             ]
         finally:
             self._outputs.paused = self._softmaxes.paused = False
@@ -104,6 +107,12 @@ class Observer:
                 now.ratios[name] = moved / norm(before) if norm(before) else None
         now.norms = {site: v / scale for site, v in self._outputs.norms().items()}
         now.rms = {site: v / scale for site, v in self._outputs.rms().items()}
+        gradients = self._outputs.gradients()
+        now.numel = {site: sum(g.numel() for g in grads) for site, grads in gradients.items()}
+        for site, grads in gradients.items():
+            if grads[0].dtype is torch.float16:
+                shares = [_lost(g) for g in grads]
+                now.zeros[site], now.subnormals[site] = torch.tensor(shares).mean(0).tolist()
         now.softmaxes = self._softmaxes.values()
         now.forks = list(map(_fork, zip(*self._graphs, strict=True)))
         self._outputs.clear()
@@ -128,11 +137,20 @@ def _wide(g):
     return g.to(torch.promote_types(g.dtype, torch.float64))
 
 
+def _lost(g):
+    """Of a float16 gradient: the share that is 0, and the subnormal share of the rest."""
+    sizes = [abs(x) for x in g.double().flatten().tolist()]
+    rest = [x for x in sizes if x]
+    return 1 - len(rest) / len(sizes), sum(x < 2.0**-14 for x in rest) / max(1, len(rest))
+
+
 def _fork(passes):
     """One fork over a step's backward passes: that of all their gradients at once."""
-    terms = {}
-    for number, parts in enumerate(zip(*passes, strict=True)):
-        name = "(outside)" if number == len(passes[0]) - 1 else number
-        if parts[0] is not None:
-            terms[name] = [torch.cat([part.flatten() for part in parts])]
-    return nameless(fork_values(terms))
+    whole, *inside, outside = (
+        None if parts[0] is None else torch.cat([part.flatten() for part in parts])
+        for parts in zip(*passes, strict=True)
+    )
+    terms = {edge: [g] for edge, g in enumerate(inside)}
+    if outside is not None:
+        terms["(outside)"] = [outside]
+    return nameless(fork_values(terms, whole))

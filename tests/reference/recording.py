@@ -82,7 +82,7 @@ def fork_at(run, site, step=0):
 
 # What `assert_numbers` compares. Anything else that a run records has an oracle elsewhere.
 COMPARED = {
-    "module": {"grad_norm", "grad_rms"},
+    "module": {"grad_norm", "grad_rms", "numel", "zero_fraction", "subnormal_fraction"},
     "fork": {"grad_norm", "cancellation", "projection", "cosine"},
     "softmax": {"entropy", "max_prob", "jacobian_norm", "gain"},
     "parameter": {"grad_norm", "grad_rms", "weight_norm", "update_ratio"},
@@ -91,6 +91,8 @@ ELSEWHERE = {
     "activation",  # tests/capture/test_activations.py
     "input",  # tests/capture/test_inputs.py
     "scalar",  # tests/oracle/test_loops.py
+    "zero_fraction",  # of forks: they are measured as modules' are
+    "subnormal_fraction",
 }
 
 
@@ -106,10 +108,14 @@ def assert_numbers(run, steps, columns, rel=1e-5):
     assert run.steps.tolist() == list(range(len(steps)))
     _assert_all_compared(run)
     for number, step in enumerate(steps):
+        for site, count in values(run, "module", "numel", number).items():
+            assert count == step.numel[site], site
         compared = {
             "module gradients": {
                 ("module", "grad_norm"): step.norms,
                 ("module", "grad_rms"): step.rms,
+                ("module", "zero_fraction"): step.zeros,
+                ("module", "subnormal_fraction"): step.subnormals,
             },
             "softmaxes": {
                 ("softmax", metric): {site: v[metric] for site, v in step.softmaxes.items()}
@@ -141,7 +147,8 @@ def assert_numbers(run, steps, columns, rel=1e-5):
 def _assert_all_compared(run):
     table = run.frame()[["kind", "metric"]].drop_duplicates()
     for kind, metric in table.itertuples(index=False):
-        assert kind in ELSEWHERE or metric in COMPARED[kind], f"{kind} {metric} has no oracle"
+        known = {kind, metric} & ELSEWHERE or metric in COMPARED[kind]
+        assert known, f"{kind} {metric} has no oracle"
 
 
 def assert_forks(run, expected, step=0, rel=1e-5):
