@@ -6,6 +6,7 @@ import gradscope
 from tests.launch.running import SCRIPTS, assert_same, by_command_line, by_gradscope, by_python
 
 
+@pytest.mark.supports(process="`gradscope run`", shows=["identical training", "scalars"])
 def test_a_plain_script_sees_no_difference(tmp_path):
     script = SCRIPTS / "plain.py"
     options = ("-W", "ignore::FutureWarning", "-O")

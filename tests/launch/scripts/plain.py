@@ -58,8 +58,7 @@ def main():
         torch.zeros(1).backward()
     except RuntimeError:
         print(traceback.format_exc().splitlines()[0], file=sys.stderr)
-    helper.show(net)
-    print(torch.rand(3).tolist())
+    helper.show(net, optimizer=optimizer)
     Path("losses.txt").write_text(repr(loss.item()))
 
 

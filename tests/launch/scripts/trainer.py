@@ -37,4 +37,4 @@ trainer.train()
 logged = [entry for entry in trainer.state.log_history if "loss" in entry]
 print([(entry["step"], entry["loss"], entry["grad_norm"]) for entry in logged])
 model.lm_head = None  # tied to the embedding
-helper.show(model)
+helper.show(model, optimizer=trainer.optimizer)
