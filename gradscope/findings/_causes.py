@@ -47,6 +47,11 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "vanishing-gradient",
     ),
 }
+# Operations that are not defined at some finite operands; others have to overflow first.
+UNDEFINED = frozenset(
+    "log log2 log10 log1p sqrt rsqrt div reciprocal acos asin atanh acosh pow norm "
+    "linalgvectornorm std cdist".split()
+)
 SHUT = 0.9  # share of dead units at which they stop the gradient, rather than fade with it
 _LOCAL = {
     ("vanishing-gradient", "softmax-borne"),
@@ -106,6 +111,8 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
         return _update_came_first(symptom, cause)
     if cause.rule == "update-too-large" and symptom.rule != "non-finite":
         return cause.first_step < symptom.first_step
+    if symptom.rule == "non-finite" and symptom.evidence.get("operation") in UNDEFINED:
+        return False
     if pair == ("vanishing-gradient", "dead-units"):
         return cause.evidence["dead_fraction"] >= SHUT
     if pair == ("dead-units", "vanishing-gradient"):  # the signal fades with the gradient
