@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradscope.findings._signals import Signals, _is_training_loss
+from gradscope.findings._signals import Signals, is_training_loss
 from gradscope.run import Block, Column, Run, Site
 
 VALUES = st.one_of(st.floats(0, 1e6), st.sampled_from([float("nan"), float("inf"), 0.0]))
@@ -94,7 +94,7 @@ def test_no_rows():
     ],
 )
 def test_which_scalar_is_the_training_loss(name, training):
-    assert _is_training_loss(name) == training
+    assert is_training_loss(name) == training
 
 
 def test_loss_prefers_its_plain_name_and_keeps_its_own_steps():
