@@ -193,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     try:
         if code != pytest.ExitCode.OK:
-            raise ValueError(f"{told.getvalue()}\nthe tests could not be collected")
+            errors = told.getvalue().partition("= ERRORS =")[2]
+            raise ValueError(f"{errors}\nthe tests could not be collected")
         if collector.wrong:
             raise ValueError("\n".join(collector.wrong))
         text = page(collector.cells)
