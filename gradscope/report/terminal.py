@@ -106,6 +106,7 @@ def _about(run: Run) -> Table:
         "run": run.name,
         "file": str(run.path or ""),
         "status": "complete" if meta.get("status") == "complete" else "cut off while recording",
+        "processes": _processes(run),
         "recorded steps": span,
         "every": f"{meta['every']} optimizer steps" if "every" in meta else "",
         "model": str(model.get("class", "")),
@@ -124,6 +125,15 @@ def _about(run: Run) -> Table:
         if value:
             table.add_row(name, _name(value))
     return table
+
+
+def _processes(run: Run) -> str:
+    """Which of the processes of a parallel run are in this one; "" for a run of one."""
+    if "process" in run.meta:
+        alone = run.meta["process"]
+        return f"rank {alone['rank']} of {alone['world_size']}, alone"
+    several = run.meta.get("processes")
+    return f"{len(several['parts'])} of {several['world_size']}" if several else ""
 
 
 def _kinds(run: Run) -> Table:
