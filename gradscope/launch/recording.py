@@ -30,7 +30,8 @@ from gradscope.graph.wrappers import class_name, unwrapped
 from gradscope.launch.losses import Losses
 from gradscope.launch.rounds import Round
 
-# Optimizer steps of other models after which one that does not step is thought to be done with.
+# Optimizer steps after which a model, or an optimizer that still has none, is not waited for: while
+# modules are watched, nothing runs compiled. A step of its own brings it back.
 IDLE = 1000
 # Steps of an optimizer in which modules are looked for that hold the rest of its parameters.
 PATIENCE = 100
@@ -73,6 +74,8 @@ class Recording:
         self._out, self._directory, self._every = Path(out), Path(directory), every
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._steps_of: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._since: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._asleep: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._models: list[_Model] = []
         self._done: list[Shown] = []
         self._names: set[str] = set()
@@ -147,6 +150,7 @@ class Recording:
             self._thread = threading.get_ident()
             self._optimizers = [known for known in self._optimizers if known() is not None]
             self._optimizers.append(weakref.ref(optimizer))
+            self._since[optimizer] = self._steps
             self._close_where(lambda model: model.gone)
             self._look_for_roots()
         except Exception as error:
@@ -184,13 +188,28 @@ class Recording:
             for model in self._trained_by(optimizer):
                 model.step_ends(optimizer, self._steps, loss)
             self._losses.stepped()
-            self._close_where(lambda m: m.gone or self._steps - m.stepped_at > IDLE)
-            if self._homeless:
-                self._steps_of[optimizer] = self._steps_of.get(optimizer, 0) + 1
-                if self._steps_of[optimizer] == PATIENCE:
-                    self._look_for_roots()
+            self._rest(optimizer)
         except Exception as error:
             self._give_up(error)
+
+    def _rest(self, optimizer: Optimizer) -> None:
+        """After a step: see what need not be waited for any more, and what has come back."""
+        for model in [m for m in self._models if self._steps - m.stepped_at > IDLE]:
+            self._asleep.update(o for o in self._alive() if model in self._trained_by(o))
+        self._close_where(lambda m: m.gone or self._steps - m.stepped_at > IDLE)
+        changed = optimizer in self._asleep
+        if changed:
+            self._asleep.discard(optimizer)
+            self._since[optimizer] = self._steps
+        if self._homeless:
+            self._steps_of[optimizer] = self._steps_of.get(optimizer, 0) + 1
+            changed |= self._steps_of[optimizer] == PATIENCE
+            late = [o for o in self._waiting() if self._steps - self._since.get(o, 0) > IDLE]
+            late = [o for o in late if not self._trained_by(o)]
+            self._asleep.update(late)
+            changed |= bool(late)
+        if changed:
+            self._look_for_roots()
 
     def _trained_by(self, optimizer: Optimizer) -> list[_Model]:
         held = parameter_ids(optimizer)
@@ -201,10 +220,13 @@ class Recording:
     def _alive(self) -> list[Optimizer]:
         return [o for known in self._optimizers if (o := known()) is not None]
 
+    def _waiting(self) -> list[Optimizer]:
+        awake = [o for o in self._alive() if o not in self._asleep]
+        return [o for o in awake if self._steps_of.get(o, 0) < PATIENCE]
+
     def _look_for_roots(self) -> None:
         """Watch module calls while there is an optimizer some of whose parameters are homeless."""
-        waiting = [o for o in self._alive() if self._steps_of.get(o, 0) < PATIENCE]
-        held = frozenset().union(*map(parameter_ids, waiting))
+        held = frozenset().union(*map(parameter_ids, self._waiting()))
         self._homeless = held.difference(self._refused, *(m.parameters for m in self._models))
         self._empty.clear()
         if self._homeless and not self._call_handles:

@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -563,3 +566,114 @@ def test_compiled_models_are_recorded_at_step_0_and_compiled_afterwards(recorded
         assert run.wide("module", "grad_norm")["first"].notna().all()
     assert compiled_at[0] > 0
     assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def test_parameters_that_no_module_holds_are_not_looked_for_forever(recorded, monkeypatch):
+    from torch.nn.modules import module
+
+    monkeypatch.setattr("gradscope.launch.recording.PATIENCE", 3)
+    counts = []
+
+    def script():
+        model = Net()
+        extra = torch.zeros(4, requires_grad=True)
+        optimizer = torch.optim.SGD([*model.parameters(), extra], 0.1)
+        for _ in range(5):
+            train(model, optimizer, 1, lambda m, s: m(batch(s) + extra).mean())
+            counts.append(len(module._global_forward_pre_hooks))
+
+    before = len(module._global_forward_pre_hooks)
+    _, runs = recorded(script, every=10)
+    assert counts == [before + 1, before + 1, before, before, before]
+    assert runs["run.pt"].meta["steps"] == 5
+
+
+def test_an_optimizer_without_a_model_is_not_waited_for_forever(recorded, monkeypatch):
+    from torch.nn.modules import module
+
+    monkeypatch.setattr("gradscope.launch.recording.IDLE", 5)
+    counts = []
+
+    def script():
+        first, second = Generator(), Discriminator()
+        optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (first, second)]
+        for steps in (5, 1):
+            train(first, optimizers[0], steps)
+            counts.append(len(module._global_forward_pre_hooks))
+        train(second, optimizers[1], 3)
+
+    before = len(module._global_forward_pre_hooks)
+    _, runs = recorded(script, every=100)
+    assert counts == [before + 1, before]
+    assert {name: run.meta["steps"] for name, run in runs.items()} == {
+        "run.pt": 6,
+        "run-Discriminator.pt": 2,  # the first step is over when it is noticed
+    }
+
+
+def test_a_model_that_others_have_long_outstepped_is_done_and_may_come_back(recorded, monkeypatch):
+    monkeypatch.setattr("gradscope.launch.recording.IDLE", 5)
+
+    def script():
+        first, second = Generator(), Discriminator()
+        optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (first, second)]
+        train(first, optimizers[0], 3)
+        train(second, optimizers[1], 6)
+        train(first, optimizers[0], 3)  # the first of these is over when it is noticed
+
+    said, runs = recorded(script)
+    assert {name: run.meta["steps"] for name, run in runs.items()} == {
+        "run.pt": 3,
+        "run-Discriminator.pt": 6,
+        "run-Generator.pt": 2,
+    }
+    assert said.count("Generator in") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_records_nothing_and_touches_no_file(recorded):
+    def script():
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        train(model, optimizer, 3)
+        child = os.fork()
+        if child == 0:
+            try:
+                train(model, optimizer, 5)
+                other = Net()
+                train(other, torch.optim.SGD(other.parameters(), 0.1), 2)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        train(model, optimizer, 4)
+
+    _, runs = recorded(script)
+    assert list(runs) == ["run.pt"]
+    assert runs["run.pt"].steps.tolist() == list(range(7))
+    assert list(losses_in(runs["run.pt"])) == list(range(7))
+
+
+def test_layers_added_while_training_begin_another_run(recorded):
+    def script():
+        model = Net()
+        train(model, torch.optim.SGD(model.parameters(), 0.1), 3)
+        model.last = nn.Linear(6, 5)
+        train(model, torch.optim.SGD(model.parameters(), 0.1), 2)
+
+    _, runs = recorded(script)
+    assert {name: run.meta["steps"] for name, run in runs.items()} == {"run.pt": 3, "run-Net.pt": 2}
+    assert runs["run-Net.pt"].sites["parameter", "last.weight"].shape == (5, 6)
+
+
+def test_importing_gradscope_draws_no_random_numbers():
+    code = (
+        "import random, numpy as np, torch\n"
+        "def state():\n"
+        "    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()\n"
+        "random.seed(0); np.random.seed(0); torch.manual_seed(0); before = state()\n"
+        "import gradscope.launch.recording\n"
+        "after = state()\n"
+        "assert before[:2] == after[:2] and torch.equal(before[2], after[2])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
