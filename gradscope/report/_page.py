@@ -202,12 +202,13 @@ def verdict(counts: dict[str, int]) -> str:
 
 
 def last_values(run: Run) -> dict[str, tuple[int, float]]:
-    """Name of each scalar → (step, value) of the last time it was logged."""
-    table = run.frame("scalar", "value")
-    last = table.sort_values("step", kind="stable").groupby("site", sort=False).tail(1)
+    """Name of each scalar → (step, mean over ranks) of the last time it was logged."""
+    table = run.frame("scalar", "value").sort_values("step", kind="stable")
+    table = table.groupby(["site", "rank"], sort=False).tail(1)
+    latest = table[table["step"] == table.groupby("site")["step"].transform("max")]
     return {
-        str(site): (int(step), float(value))
-        for site, step, value in zip(last["site"], last["step"], last["value"], strict=True)
+        str(site): (int(own["step"].iloc[0]), float(own["value"].mean(skipna=False)))
+        for site, own in latest.groupby("site", sort=False)
     }
 
 

@@ -155,3 +155,14 @@ def test_titles_name_few_runs_and_count_many():
     assert build([quiet()]).title == "run"
     assert build([quiet()] * 3).title == "run · run · run"
     assert build([quiet()] * 5).title == "5 runs compared"
+
+
+def test_last_values_of_several_processes_are_averaged():
+    nan = float("nan")
+    rows = [(step, "loss", "scalar", "", "value", step + r, r) for step in (0, 10) for r in (0, 1)]
+    rows += [(10, "b", "scalar", "", "value", (1.0, nan)[r], r) for r in (0, 1)]
+    rows += [(20, "c", "scalar", "", "value", 3.0, 0), (10, "c", "scalar", "", "value", 9.0, 1)]
+    found = last_values(Run.from_records(rows))
+    assert found["loss"] == (10, 10.5)
+    assert found["b"][0] == 10 and math.isnan(found["b"][1])
+    assert found["c"] == (20, 3.0)
