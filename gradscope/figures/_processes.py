@@ -54,7 +54,7 @@ class Series(NamedTuple):
     ),
     requires=(("module", "grad_norm"), ("scalar", "value")),
     absent="the run has one process",
-    shows=(("scalar", "value"),),
+    shows=(("scalar", "*"),),
     parallel=True,
 )
 def processes(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
