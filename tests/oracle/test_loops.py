@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 import gradscope
 from tests.reference.gradients import fork_terms, fork_values, norm, watched_outputs
 from tests.reference.networks import CASES, data, encoder, weighted
-from tests.reference.recording import fork_at, record, train_steps, values
+from tests.reference.observer import Observer
+from tests.reference.recording import assert_numbers, fork_at, record, train_steps, values
 
 
 def mlp(seed=0):
@@ -39,33 +40,7 @@ def close(expected):
     return pytest.approx(expected, rel=1e-5)
 
 
-def test_accumulated_micro_batches_combine_as_root_sum_square():
-    sizes = (2, 5, 3)
-    model = mlp()
-    twin = copy.deepcopy(model)
-
-    def train(optimizer):
-        for step in range(2):
-            for micro, size in enumerate(sizes):
-                weighted(model(batch(10 * step + micro, size))).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    run = record(model, train)
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
-    with watched_outputs(twin) as watch:
-        for step in range(2):
-            for micro, size in enumerate(sizes):
-                weighted(twin(batch(10 * step + micro, size))).backward()
-            assert recorded(run, step) == close(watch.norms())
-            assert values(run, "module", "grad_rms", step) == close(watch.rms())
-            parameters = {n: norm(p.grad) for n, p in twin.named_parameters()}
-            assert values(run, "parameter", "grad_norm", step) == close(parameters)
-            optimizer.step()
-            optimizer.zero_grad()
-            watch.clear()
-
-
+@pytest.mark.supports(loop="other sizes at every step", shows=["module gradients"])
 def test_other_sizes_at_every_step():
     shapes = [(2, 5), (3, 7), (1, 2), (4, 4)]
     torch.manual_seed(0)
@@ -87,6 +62,10 @@ def test_other_sizes_at_every_step():
         train_steps(twin, loss_of, optimizer, len(shapes), after_backward=check)
 
 
+@pytest.mark.supports(
+    loop="several losses, a backward pass each, retain_graph",
+    shows=["module gradients", "parameters"],
+)
 def test_two_losses_through_one_graph():
     """Each backward pass counts: root-sum-square, as for micro-batches."""
     model = mlp()
@@ -106,40 +85,6 @@ def test_two_losses_through_one_graph():
     assert values(run, "parameter", "grad_norm") == close(parameters)
 
 
-def test_lbfgs_runs_its_closure_several_times_a_step():
-    model = mlp()
-    twin = copy.deepcopy(model)
-    target = data(9, 5, 2)
-
-    def train(m, optimizer, after_closure=lambda: None):
-        losses = []
-
-        def closure():
-            optimizer.zero_grad()
-            loss = (m(batch(0)) - target).square().mean()
-            loss.backward()
-            after_closure()
-            losses.append(loss.item())
-            return loss
-
-        for _ in range(3):
-            optimizer.step(closure)
-        return losses
-
-    def lbfgs(m):
-        return torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=4)
-
-    losses = []
-    run = record(model, lambda o: losses.extend(train(model, o)), optimizer=lbfgs(model))
-    assert losses == train(twin, lbfgs(twin))
-    assert run.steps.tolist() == [0, 1, 2]
-    for step in range(3):
-        assert values(run, "module", "grad_norm", step).keys() >= {"0", "2", "4", "(output)"}
-        found = values(run, "parameter", "grad_norm", step)
-        assert found.keys() == dict(model.named_parameters()).keys()
-        assert all(math.isfinite(v) and v > 0 for v in found.values())
-
-
 class Pieces(nn.Module):
     """Never called itself."""
 
@@ -149,6 +94,9 @@ class Pieces(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
 
 
+@pytest.mark.supports(
+    loop="a model whose parts are called, never itself", shows=["module gradients"]
+)
 def test_a_model_used_by_pieces():
     model = Pieces()
     twin = copy.deepcopy(model)
@@ -195,6 +143,7 @@ def by_path(norms):
     }
 
 
+@pytest.mark.supports(loop="several forward passes, one backward", shows=["module gradients"])
 def test_two_forward_passes_and_one_backward():
     """A siamese network: both branches are measured."""
     model = mlp()
@@ -222,6 +171,9 @@ def numbers(run, parameters):
     return table.set_index(["step", "kind", "site", "edge", "metric"])["value"].to_dict()
 
 
+@pytest.mark.supports(
+    loop="several forward passes, one backward", shows=["forks", "softmaxes", "parameters"]
+)
 @pytest.mark.parametrize(
     "name",
     ["transformer encoder", "transformer decoder", "functional forks", "unet", "tied weights"],
@@ -340,6 +292,9 @@ class Fails(torch.autograd.Function):
         return grad, None
 
 
+@pytest.mark.supports(
+    loop="exception in a forward or backward pass, and again", shows=["module gradients", "forks"]
+)
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("retry", [True, False])
 def test_an_exception_and_training_goes_on(where, retry):
@@ -394,6 +349,7 @@ def test_an_exception_and_training_goes_on(where, retry):
         optimizer.zero_grad()
 
 
+@pytest.mark.supports(loop="several optimizers for one model", shows=["parameters", "updates"])
 def test_two_optimizers_for_two_parts():
     model = Pieces()
     twin = copy.deepcopy(model)
@@ -428,8 +384,12 @@ def test_two_optimizers_for_two_parts():
     assert values(run, "parameter", "update_ratio", 2) == pytest.approx(last, rel=1e-4)
 
 
+@pytest.mark.supports(
+    loop="two adversaries, each with a recording of its own",
+    shows=("module gradients", "parameters", "updates", "identical training"),
+)
 def test_adversaries_that_step_in_turns():
-    """Each has a scope of its own, and the other's passes through it are part of its step."""
+    """The other's passes through a model are part of its step."""
     generator, critic = mlp(1), nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
 
     def train(g, c, g_opt, c_opt):
@@ -445,18 +405,17 @@ def test_adversaries_that_step_in_turns():
     opts = [torch.optim.Adam(m.parameters()) for m in (generator, critic)]
     twin_opts = [torch.optim.Adam(m.parameters()) for m in twins]
     with (
-        gradscope.attach(generator, optimizer=opts[0], out=None, every=1) as g_scope,
-        gradscope.attach(critic, optimizer=opts[1], out=None, every=1) as c_scope,
+        gradscope.attach(generator, optimizer=opts[0], out=None, every=1, update_every=1) as one,
+        gradscope.attach(critic, optimizer=opts[1], out=None, every=1, update_every=1) as two,
     ):
         train(generator, critic, *opts)
-    train(*twins, *twin_opts)
+    observers = [Observer(m, o, graphs=False) for m, o in zip(twins, twin_opts, strict=True)]
+    with observers[0], observers[1]:
+        train(*twins, *twin_opts)
     for a, b in zip((generator, critic), twins, strict=True):
         assert all(map(torch.equal, a.parameters(), b.parameters()))
-    for scope in (g_scope, c_scope):
-        run = scope.run()
-        assert run.meta["errors"] == []
-        assert run.steps.tolist() == [0, 1, 2]
-        assert recorded(run, 2).keys() >= {"0", "2", "(output)"}
+    for scope, observer in zip((one, two), observers, strict=True):
+        assert_numbers(scope.run(), observer.steps, ("module gradients", "parameters", "updates"))
 
 
 @pytest.mark.parametrize("overflows", [False, True])
@@ -536,6 +495,12 @@ def test_gradients_of_gradients():
         assert values(run, "parameter", "grad_norm", step) == close(parameters[step])
 
 
+@pytest.mark.supports(
+    loop="checkpoint, reentrant",
+    hides=["module gradients"],
+    because="reentrant checkpointing hides the graph inside",
+    shows=["parameters"],
+)
 def test_inside_a_reentrant_checkpoint_nothing_is_seen():
     """Around it, all is; and the run says what is missing."""
 
@@ -563,6 +528,9 @@ def test_inside_a_reentrant_checkpoint_nothing_is_seen():
     assert values(run, "parameter", "grad_norm") == close(parameters)
 
 
+@pytest.mark.supports(
+    loop="a step without a backward pass", lacks=["module gradients", "parameters"]
+)
 def test_a_step_without_a_backward_pass_has_no_gradients():
     model = mlp()
 
@@ -601,6 +569,7 @@ def test_parts_that_take_turns():
         assert found.keys() == {f"{used}.weight", f"{used}.bias"}
 
 
+@pytest.mark.supports(loop="the model computes its loss", shows=["module gradients"])
 def test_the_model_computes_its_loss_itself():
     """The output is (loss, logits), as in many libraries."""
 
@@ -621,6 +590,7 @@ def test_the_model_computes_its_loss_itself():
     assert recorded(run) == close(expected)
 
 
+@pytest.mark.supports(loop="an auxiliary loss kept on a module", shows=["module gradients"])
 def test_an_auxiliary_loss_that_is_kept_on_the_module():
     """As mixtures of experts do: what the loss reads was never returned."""
 
@@ -651,6 +621,9 @@ def test_an_auxiliary_loss_that_is_kept_on_the_module():
         optimizer.zero_grad()
 
 
+@pytest.mark.supports(
+    loop="no torch optimizer: scope.step()", shows=["module gradients", "parameters"]
+)
 def test_steps_counted_by_hand():
     model = mlp()
     twin = copy.deepcopy(model)
@@ -677,6 +650,7 @@ def test_steps_counted_by_hand():
         descend(twin)
 
 
+@pytest.mark.supports(loop="attached to a part of the model", shows=["module gradients"])
 def test_a_part_of_a_model():
     """Attached to a part, its output is the last site; the rest is outside."""
     model = mlp()
@@ -706,6 +680,7 @@ def test_two_scopes_on_one_model_see_the_same(name):
     assert a.equals(b)
 
 
+@pytest.mark.supports(loop="plain", shows=["scalars"])
 def test_scalars_belong_to_their_step():
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

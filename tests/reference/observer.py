@@ -39,12 +39,14 @@ class Observer:
 
     Args:
         scale: () -> by which the loss is multiplied before its backward pass.
+        graphs: follow forks, which takes the same graph at every backward pass of a step, from
+            one forward pass of the model.
     """
 
-    def __init__(self, model, optimizer, scale=lambda: 1.0):
+    def __init__(self, model, optimizer, scale=lambda: 1.0, graphs=True):
         self.steps = []
         self._model, self._optimizer, self._scale = model, optimizer, scale
-        self._backward = torch.Tensor.backward
+        self._follows = graphs
         self._graphs = []  # forks of the step's backward passes
 
     def __enter__(self):
@@ -55,11 +57,12 @@ class Observer:
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
         ]
-        observer = self
+        observer, plain = self, torch.Tensor.backward
 
         def backward(loss, *args, **kwargs):
-            observer._graphs.append(observer._forks(loss))
-            return observer._backward(loss, *args, **kwargs)
+            if observer._follows:
+                observer._graphs.append(observer._forks(loss))
+            return plain(loss, *args, **kwargs)
 
         self._patch = patch.object(torch.Tensor, "backward", backward)
         self._patch.start()
