@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from tests.reference.gradients import fork_terms, fork_values, norm, watched_outputs
+from tests.reference.loops import ALL, Net, answer
 from tests.reference.networks import CASES, data, encoder, weighted
 from tests.reference.observer import Observer
 from tests.reference.recording import assert_numbers, fork_at, record, train_steps, values
@@ -697,3 +698,31 @@ def test_scalars_belong_to_their_step():
     assert scalars["number"].tolist() == [0, 1, 2, 3, 4, 5]
     assert scalars.index.tolist() == [0, 1, 2, 3, 4, 5]
     assert scalars["loss"].tolist() == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.supports(
+    loop="closed, and attached again",
+    shows=(*ALL, "identical training"),
+)
+def test_closed_and_attached_again():
+    """Steps between two recordings leave no trace in either."""
+    torch.manual_seed(0)
+    model = Net()
+    twin = copy.deepcopy(model)
+    optimizer, twin_optimizer = (torch.optim.Adam(m.parameters()) for m in (model, twin))
+
+    def train(m, opt, steps):
+        train_steps(m, lambda m, s: answer(m, s + steps[0]), opt, len(steps))
+
+    runs = []
+    for steps in ((0, 1), (2,), (3, 4, 5)):
+        if len(steps) == 1:
+            train(model, optimizer, steps)
+        else:
+            runs.append(record(model, lambda o, s=steps: train(model, o, s), optimizer=optimizer))
+    with Observer(twin, twin_optimizer) as observer:
+        for steps in ((0, 1), (2,), (3, 4, 5)):
+            train(twin, twin_optimizer, steps)
+    assert_numbers(runs[0], observer.steps[:2], ALL)
+    assert_numbers(runs[1], observer.steps[3:], ALL)
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
