@@ -83,7 +83,7 @@ TWO = {
 }
 LOST = {"DDP, lost": Setup("ddp", nan_at=2), "FSDP2, lost": Setup("fsdp", nan_at=2)}
 FOUR = {
-    "FSDP2 over 4": Setup("fsdp"),
+    "FSDP2": Setup("fsdp"),
     "HSDP, 2 × 2": Setup("fsdp", replicas=2),
 }
 
