@@ -57,18 +57,18 @@ def main(
         raise typer.BadParameter(f"no case is called {only!r}")
     began = time.process_time()
     missing = sum(not path_of(c, any_capture=kept).exists() for c in cases)
-    failed = set()
+    failed: dict[str, str] = {}
     recorded = record_missing(cases, jobs=jobs, any_capture=kept)
     for case, trouble in track(recorded, "recording", total=missing, console=console):
         if trouble:
-            failed.add(case.name)
+            failed[case.name] = trouble
     seconds = time.process_time() - began
     cases = [c for c in cases if c.name not in failed]
     judged = score(cases, jobs=jobs, kept=kept, console=console if findings else None)
     table = score_table(judged)
     show(table, judged, console)
-    for name in sorted(failed):
-        console.print(f"[red]not recorded: {name}")
+    for name, trouble in failed.items():
+        console.print(f"[red]not recorded: {name}: {trouble}")
     if out is not None:
         write(out, table, judged, seconds)
 

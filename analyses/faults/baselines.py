@@ -46,28 +46,38 @@ def torchlens(run: gradscope.Run) -> list[Report]:
 
 
 def autotrainer(run: gradscope.Run) -> list[Report]:
-    """AutoTrainer (Zhang et al., ICSE 2021), at most recorded steps.
+    """AutoTrainer (Zhang et al., ICSE 2021), at any recorded step, of runs that do not converge.
 
-    Vanishing: first layer's gradient < 1e-3 of the last's, and < 1e-4. Exploding: ratio > 70.
-    Dying ReLU: at least 0.7 of a layer's gradient exactly 0.
+    Vanishing: the first matrix's gradient norm < 1e-3 of the last's, and < 1e-4. Exploding: the
+    ratio > 70. Dying ReLU: at least 0.7 of all elements of the gradient exactly 0. Its test of
+    convergence needs an accuracy; in its place, the loss has to end above half of what it was.
     """
     matrices = [s.name for s in run.sites_of("parameter") if len(s.shape) > 1]
-    rms = run.wide("parameter", "grad_rms")
-    rms = rms[[c for c in rms.columns if c in matrices]]
+    norm = run.wide("parameter", "grad_norm")
+    if not bool(np.isfinite(norm.to_numpy()[norm.notna().to_numpy()]).all()) or _non_finite(run):
+        return [Report("non-finite", "warning")]
+    if _converges(run):
+        return []
     reports = []
-    if rms.shape[1] > 1:
-        first, last = rms.iloc[:, 0], rms.iloc[:, -1]
-        with np.errstate(all="ignore"):
-            ratio = first / last
-        if _mostly((ratio < 1e-3) & (first < 1e-4)):
+    norm = norm[[c for c in norm.columns if c in matrices]]
+    if norm.shape[1] > 1:
+        first, last = norm.iloc[:, 0], norm.iloc[:, -1]
+        ratio = first / last
+        if bool(((ratio < 1e-3) & (first < 1e-4)).any()):
             reports.append(Report("vanishing-gradient", "warning"))
-        if _mostly(ratio > 70):
+        if bool((ratio > 70).any()):
             reports.append(Report("exploding-gradient", "warning"))
     zeros = run.wide("parameter", "zero_fraction")
-    zeros = zeros[[c for c in zeros.columns if c in matrices]]
-    if any(_mostly(zeros[c] >= 0.7) for c in zeros.columns):
+    size = pd.Series({s.name: s.numel for s in run.sites_of("parameter")}).reindex(zeros.columns)
+    if bool(((zeros * size).sum(axis=1) / size.sum() >= 0.7).any()):
         reports.append(Report("dead-units", "warning"))
     return reports
+
+
+def _converges(run: gradscope.Run) -> bool:
+    loss = run.scalars()["loss"].to_numpy()
+    tail = max(1, len(loss) // 10)
+    return bool(loss[-tail:].mean() <= 0.5 * loss[:3].mean())
 
 
 BASELINES: dict[str, Baseline] = {
@@ -75,10 +85,6 @@ BASELINES: dict[str, Baseline] = {
     "torchlens": torchlens,
     "autotrainer": autotrainer,
 }
-
-
-def _mostly(held: pd.Series) -> bool:
-    return bool(len(held) and held.mean() >= 0.5)
 
 
 def _non_finite(run: gradscope.Run) -> bool:

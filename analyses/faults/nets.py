@@ -230,7 +230,7 @@ class Transformer(nn.Module):
 
     Args:
         inputs: F, or the number of symbols if `symbols`.
-        pool: "mean" over positions, or "none": an output for every position.
+        pool: "mean" over positions, the "first" of them, or "none": an output for each.
     """
 
     def __init__(
@@ -263,7 +263,9 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
-        return self.head(x.mean(1) if self.pool == "mean" else x)
+        if self.pool != "none":
+            x = x.mean(1) if self.pool == "mean" else x[:, 0]
+        return self.head(x)
 
 
 class AttentionPool(nn.Module):

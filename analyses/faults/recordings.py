@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -117,12 +117,20 @@ def _record(task: tuple[str, str]) -> str:
     case = next(c for c in corpus() if c.name == name)
     path = Path(where)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in FOLDER.glob(f"{name.replace('/', '__')}--*.pt"):
-        stale.unlink()
+    under_way = path.with_name(f"under-way-{os.getpid()}.pt")
     try:
-        record(case.make, path, name)
+        record(case.make, under_way, name)
+        under_way.rename(path)
     except Exception as error:
-        path.unlink(missing_ok=True)
-        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+        under_way.unlink(missing_ok=True)
         return f"{type(error).__name__}: {error}"
+    forget(path)
     return ""
+
+
+def forget(newest: Path) -> None:
+    """Keep a file and the one before it, of those of the same case and kind."""
+    case, _, _ = newest.name.rpartition("--")
+    older = sorted(newest.parent.glob(f"{case}--*{newest.suffix}"), key=lambda p: p.stat().st_mtime)
+    for file in older[:-2]:
+        file.unlink(missing_ok=True)

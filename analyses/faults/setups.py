@@ -185,11 +185,14 @@ def transformer(
     batch: int = 16,
     **others: Any,
 ) -> Training:
-    """On "text" and "repeated": causal, an output a position. On "marked": one a sample."""
+    """On "text" and "repeated": causal, an output a position. On "marked": one a sample.
+
+    On "lookup" that output is read at the first position, so that attention has to fetch it.
+    """
     torch.manual_seed(seed)
     shape: dict[str, Any] = {"depth": depth, "dim": dim, "heads": heads, "norm": norm, "skip": skip}
-    if on == "marked":
-        model = nets.Transformer(9, 8, **shape)
+    if on in ("marked", "lookup"):
+        model = nets.Transformer(9, 8, pool="mean" if on == "marked" else "first", **shape)
         batches = data.marked(batch)
     else:
         model = nets.Transformer(16, 16, symbols=True, pool="none", causal=True, **shape)

@@ -20,12 +20,18 @@ from analyses.faults.training import Training
 Evidence = dict[str, Any]
 
 
-def decays(decades: float) -> Symptom:
-    """The first matrix's gradient is that much smaller than the last one's (RMS), typically."""
+def decays(decades: float, like: str = "") -> Symptom:
+    """The gradient's RMS is that much smaller at the first module's output than at the last's.
+
+    Typically, of the modules called so; and a decade more than the twin's.
+    """
 
     def symptom(run: Observed, twin: Observed | None) -> Evidence:
-        found = median(run.decades())
-        return {"is": found >= decades, "decades": found, **_twin_decades(twin)}
+        found = median(run.decades(like))
+        evidence = {"decades": found}
+        if twin:
+            evidence["twin"] = median(twin.decades(like))
+        return {"is": found >= max(decades, evidence.get("twin", 0) + 1), **evidence}
 
     return symptom
 

@@ -19,7 +19,7 @@ import typer
 from analyses.faults.case import Case
 from analyses.faults.corpus import chosen, corpus
 from analyses.faults.observe import Observed, observe
-from analyses.faults.recordings import FOLDER, in_processes, source_key
+from analyses.faults.recordings import FOLDER, forget, in_processes, source_key
 from analyses.faults.scoring import plain
 
 
@@ -31,9 +31,8 @@ def observed(name: str) -> Observed:
         return pickle.loads(path.read_bytes())
     found = observe(case.make, half=case.group == "underflow")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in FOLDER.glob(f"{name.replace('/', '__')}--*.observed"):
-        stale.unlink()
     path.write_bytes(pickle.dumps(found))
+    forget(path)
     return found
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from analyses.faults import nets, setups
+from analyses.faults import data, nets, setups
 from analyses.faults.case import Change, Fault, Variant
 from analyses.faults.symptoms import diffuse, peaked
 from analyses.faults.training import Training
@@ -39,8 +39,8 @@ def unscaled(training: Training) -> None:
     for module in training.model.modules():
         if isinstance(module, nets.SelfAttention):
             module.scale = 1.0
-            nets.rescale(module.query, 8.0)
-            nets.rescale(module.key, 8.0)
+            nets.rescale(module.query, 25.0)
+            nets.rescale(module.key, 25.0)
 
 
 def collapse(training: Training) -> None:
@@ -64,14 +64,15 @@ class Encoder(nn.Module):
         self.head = nn.Linear(dim, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder(self.embed(x)).mean(1))
+        return self.head(self.encoder(self.embed(x))[:, 0])
 
 
-def encoder(depth: int = 2, dim: int = 32) -> Training:
+def encoder(depth: int = 2, dim: int = 32, optimizer: str = "adam", lr: float = 3e-3) -> Training:
+    """The marked value has to be fetched by the first position."""
     torch.manual_seed(0)
-    from analyses.faults import data
-
-    return setups.assemble(Encoder(depth, dim), data.marked(), lr=1e-3)
+    return setups.assemble(
+        Encoder(depth, dim), data.marked(), optimizer=optimizer, lr=lr, steps=300, every=10
+    )
 
 
 def in_proj_times(factor: float) -> Change:
@@ -86,7 +87,9 @@ def in_proj_times(factor: float) -> Change:
     return change
 
 
-marked = partial(setups.transformer, on="marked")
+lookup = partial(setups.transformer, on="lookup", batch=32)
+slowly = partial(lookup, optimizer="momentum", lr=0.1, steps=300, every=10)
+one_hop = partial(setups.arrows, hops=1, steps=300, every=10)
 
 PEAKED = Fault(
     "peaked",
@@ -95,32 +98,35 @@ PEAKED = Fault(
     may=["starved-pathway", "no-update"],
     symptom=peaked(0.15),
     variants=[
-        Variant("transformer-logits-times-300", marked, logits_times(300)),
-        Variant("pool-logits-times-300", setups.pool, logits_times(300)),
+        Variant("transformer-logits-times-300", slowly, logits_times(300)),
+        # Positions with the same value tie: a fifth of the entropy stays, whatever the logits.
+        Variant("pool-logits-times-1000", setups.pool, logits_times(1000), symptom=peaked(0.3)),
         Variant(
             "transformer-no-sqrt-d",
-            partial(setups.transformer, on="marked", dim=64, heads=1, batch=32),
+            partial(lookup, dim=64, heads=1),
             unscaled,
         ),
         Variant(
             "san-large-scores",
-            partial(setups.arrows, "san-residual", layers=2),
+            partial(one_hop, "san-residual", layers=2),
             weights_times(150, "score"),
         ),
         Variant(
             # The updates that make it collapse are too large.
             "transformer-entropy-collapse",
-            partial(setups.transformer, on="marked"),
+            lookup,
             collapse,
             may=["starved-pathway", "no-update", "update-too-large", "exploding-gradient"],
         ),
-        Variant("fused-encoder-large-in-proj", encoder, in_proj_times(40)),
         Variant(
-            "sla-large-scores", partial(setups.arrows, "sla", layers=3), weights_times(200, "score")
+            "fused-encoder-large-in-proj",
+            partial(encoder, optimizer="momentum", lr=0.05),
+            in_proj_times(150),
         ),
+        Variant("sla-large-scores", partial(one_hop, "sla", layers=3), weights_times(200, "score")),
         Variant(
             "post-norm-3-logits-times-1000",
-            partial(setups.transformer, on="marked", depth=3, norm="post"),
+            partial(slowly, depth=3, norm="post", lr=0.03),
             logits_times(1000),
         ),
     ],
@@ -158,12 +164,12 @@ DIFFUSE = Fault(
         Variant("pool-logits-over-1000", setups.pool, logits_times(1e-3)),
         Variant(
             "transformer-logits-over-1e5",
-            partial(setups.transformer, on="marked"),
+            lookup,
             logits_times(1e-5),
         ),
         Variant(
             "san-frozen-scores",
-            partial(setups.arrows, "san-residual", layers=2),
+            partial(one_hop, "san-residual", layers=2),
             frozen_uniform("score"),
         ),
         Variant(
@@ -174,15 +180,13 @@ DIFFUSE = Fault(
         Variant("fused-encoder-tiny-in-proj", encoder, lambda t: fixed_small(t)),
         Variant(
             "transformer-keys-all-alike",
-            partial(setups.transformer, on="marked", depth=1, dim=48),
+            partial(lookup, depth=1, dim=48),
             lambda t: alike(t),
         ),
-        Variant(
-            "sla-frozen-scores", partial(setups.arrows, "sla", layers=3), frozen_uniform("score")
-        ),
+        Variant("sla-frozen-scores", partial(one_hop, "sla", layers=3), frozen_uniform("score")),
         Variant(
             "encoder-deep-tiny-queries",
-            partial(setups.transformer, on="marked", depth=3, norm="post"),
+            partial(lookup, depth=3, norm="post"),
             logits_times(1e-4),
         ),
     ],

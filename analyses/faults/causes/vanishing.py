@@ -77,6 +77,7 @@ FAULT = Fault(
             healthy=partial(setups.arrows, "sla", layers=6),
             broken=partial(setups.arrows, "san-chain", layers=6),
             may=["no-update", "diffuse-softmax", "softmax-borne", "information-bottleneck"],
+            symptom=decays(2, "from_query"),
         ),
         Variant(
             "transformer-8-no-skip",
@@ -111,6 +112,7 @@ FAULT = Fault(
             "attention-chain-8-anchored",
             broken=partial(setups.arrows, "san-chain", layers=8, hidden=24),
             may=["no-update", "diffuse-softmax", "softmax-borne", "information-bottleneck"],
+            symptom=decays(2, "from_query"),
         ),
         Variant(
             "sigmoid-conv-6",
