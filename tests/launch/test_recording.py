@@ -539,6 +539,7 @@ def test_a_failure_inside_is_told_and_leaves_the_script_alone(recorded, monkeypa
     assert "ZeroDivisionError: broken" in said and len(losses) == STEPS
 
 
+@pytest.mark.filterwarnings("error:Using .torch.compile")
 def test_compiled_models_are_recorded_at_step_0_and_compiled_afterwards(recorded):
     compiled_at = []
 
