@@ -114,3 +114,19 @@ def test_random_numbers_are_left_alone():
     before = torch.get_rng_state()
     processes._agreed(store, "key")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_process_may_record_alone(monkeypatch, tmp_path):
+    launched(monkeypatch, RANK="0")
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=tmp_path / "run.pt") as scope:
+        loss = model(torch.ones(1, 2)).sum()
+        loss.backward()
+        optimizer.step()
+        scope.log(loss=loss)
+    run = gradscope.load(tmp_path / "run.pt")
+    assert run.meta["processes"]["world_size"] == 4
+    assert len(run.meta["processes"]["parts"]) == 1
+    assert run.meta["unseen"] == []
+    assert not [f for f in gradscope.analyze(run) if f.rule == "silent-rank"]

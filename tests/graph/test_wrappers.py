@@ -131,3 +131,24 @@ def test_a_model_in_flat_shards_has_no_parameters_to_tell_of(group):
     assert not scope.run().sites_of("parameter")
     (entry,) = scope.run().meta["unseen"]
     assert "FullyShardedDataParallel" in entry["why"]
+
+
+def test_shards_are_found_also_where_an_evaluation_left_whole_weights(group):
+    net = fully_shard(Net())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with torch.no_grad():
+        net(torch.arange(4))
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    assert not any(id(p) in held for p in net.parameters())  # what is left are whole ones
+    with gradscope.attach(net, optimizer=optimizer, out=None, every=1) as scope:
+        net(torch.arange(4)).square().mean().backward()
+        optimizer.step()
+    run = scope.run()
+    assert {s.name for s in run.sites_of("parameter")} == {
+        "embed.weight",
+        "module.0.weight",
+        "module.0.bias",
+    }
+    assert {s.note for s in run.sites_of("parameter")} == {""}
+    assert len(run.frame("parameter", "update_ratio").query("value > 0")) == 3
+    assert {"embed.weight"} <= set(run.frame("fork")["site"])
