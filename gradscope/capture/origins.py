@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradscope.capture.shards import spread
 from gradscope.graph.walk import Graph, operation, walk
 from gradscope.quantities.norm import norm
 
@@ -201,8 +202,9 @@ def _reads_nonfinite_data(node: Any) -> bool:
 
 
 def _gone(tensor: Tensor) -> bool:
-    """Whether a tensor's memory was let go: `fully_shard` gathers weights again when needed."""
-    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+    """Whether a tensor is not here: `fully_shard` lets the memory of weights go and gathers them
+    again when needed; a DTensor is spread over processes."""
+    return spread(tensor) or (tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0)
 
 
 def _saved(node: Any) -> dict[str, Tensor]:

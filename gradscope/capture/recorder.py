@@ -19,7 +19,7 @@ from gradscope.capture.parameters import Parameters
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
 from gradscope.capture.ranks import Ranks
-from gradscope.capture.shards import gathered, named_shards, spread
+from gradscope.capture.shards import gathered, named_shards, spread, tensor_parallel
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
@@ -98,6 +98,11 @@ class Recorder:
         BACKWARD.listen(self)
         if flat:
             self.note_unseen("parameters", "in the flat shards of FullyShardedDataParallel")
+        if self._spread and tensor_parallel(model):
+            self.note_unseen(
+                "tensors between the modules that are DTensors",
+                "tensor parallelism: each process has a part only",
+            )
         self._begin_step()
 
     @property

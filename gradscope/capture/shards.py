@@ -66,6 +66,12 @@ def named_shards(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: whole.get(id(p), p) for name, p in named_parameters(model).items()}
 
 
+def tensor_parallel(model: nn.Module) -> bool:
+    """Whether parameters are spread over processes in another way than by `fully_shard` alone."""
+    plain = {id(p.sharded_param) for p in _fully_sharded(model) if not p.is_dtensor}
+    return any(spread(p) and id(p) not in plain for p in named_shards(model).values())
+
+
 def gathered(model: nn.Module) -> dict[int, nn.Parameter]:
     """Id of each whole parameter that `fully_shard` has ever gathered → its shard.
 

@@ -156,7 +156,8 @@ class CallRecorder:
         return [noted for field, t in tensors_in(output) for noted in self._noted(field, t)]
 
     def _noted(self, field: str, tensor: torch.Tensor) -> list[Output]:
-        if tensor.is_nested:  # without a shape of numbers
+        # Without a shape of numbers, or spread over processes, which would have to talk.
+        if tensor.is_nested or hasattr(tensor, "device_mesh"):
             return []
         node = tensor.grad_fn
         if self.keep:

@@ -5,7 +5,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import gradscope
@@ -152,3 +155,27 @@ def test_shards_are_found_also_where_an_evaluation_left_whole_weights(group):
     assert {s.note for s in run.sites_of("parameter")} == {""}
     assert len(run.frame("parameter", "update_ratio").query("value > 0")) == 3
     assert {"embed.weight"} <= set(run.frame("fork")["site"])
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
+def test_tensor_parallel_models_are_recorded_but_for_what_is_spread(group):
+    mesh = init_device_mesh("cpu", (1,))
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    parallelize_module(
+        net, mesh, {"0": ColwiseParallel(use_local_output=False), "2": RowwiseParallel()}
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with CommDebugMode() as bare:
+        net(torch.ones(3, 4)).square().mean().backward()
+    optimizer.zero_grad()
+    scope = gradscope.attach(net, optimizer=optimizer, out=None, every=1)
+    with scope, CommDebugMode() as recorded:
+        loss = net(torch.ones(3, 4)).square().mean()
+        (loss * torch.tensor(float("nan"))).backward()
+        optimizer.step()
+    run = scope.run()
+    assert run.meta["errors"] == []
+    assert recorded.get_total_counts() == bare.get_total_counts()
+    assert "0" not in {s.name for s in run.sites_of("module")}
+    assert len(run.sites_of("parameter")) == 4
+    assert any("tensor parallelism" in entry["why"] for entry in run.meta["unseen"])
