@@ -56,7 +56,11 @@ def fork_at(run, site, step=0):
         without its operation): projection (summed), norms and cosines (sorted lists).
     """
     table = run.frame("fork")
-    table = table[(table["step"] == step) & (table["site"] == site)]
+    return _fork(table[(table["step"] == step) & (table["site"] == site)])
+
+
+def _fork(table):
+    """`fork_at` of the rows of one fork at one step."""
     whole = table[table["edge"] == ""].set_index("metric")["value"]
     by = {"projection": {}, "norms": {}, "cosines": {}}
     for edge, metric, value in table[["edge", "metric", "value"]].itertuples(index=False):
@@ -108,9 +112,15 @@ def assert_numbers(run, steps, columns, rel=1e-5, at=None):
     at = list(range(len(steps))) if at is None else at
     assert run.meta["errors"] == []
     assert run.steps.tolist() == at
-    _assert_all_compared(run)
+    table = run.frame()
+    _assert_all_compared(table)
+    told = {}
+    for row in table[table["edge"] == ""].itertuples():
+        sites = told.setdefault((row.step, row.kind, row.metric), {})
+        assert row.site not in sites, "a site has two values of one metric"
+        sites[row.site] = row.value
     for number, step in zip(at, steps, strict=True):
-        for site, count in values(run, "module", "numel", number).items():
+        for site, count in told.get((number, "module", "numel"), {}).items():
             assert count == step.numel[site], site
         compared = {
             "module gradients": {
@@ -137,7 +147,7 @@ def assert_numbers(run, steps, columns, rel=1e-5, at=None):
                 assert_forks(run, step.forks, number, rel)
                 continue
             for (kind, metric), expected in compared[column].items():
-                found = values(run, kind, metric, number)
+                found = told.get((number, kind, metric), {})
                 where = f"step {number}, {kind} {metric}"
                 assert found.keys() == expected.keys(), where
                 defined = {site: v for site, v in expected.items() if v is not None}
@@ -146,9 +156,8 @@ def assert_numbers(run, steps, columns, rel=1e-5, at=None):
                 assert found == pytest.approx(defined, rel=rel, abs=near_zero), where
 
 
-def _assert_all_compared(run):
-    table = run.frame()[["kind", "metric"]].drop_duplicates()
-    for kind, metric in table.itertuples(index=False):
+def _assert_all_compared(table):
+    for kind, metric in table[["kind", "metric"]].drop_duplicates().itertuples(index=False):
         known = {kind, metric} & ELSEWHERE or metric in COMPARED[kind]
         assert known, f"{kind} {metric} has no oracle"
 
@@ -156,7 +165,7 @@ def _assert_all_compared(run):
 def assert_forks(run, expected, step=0, rel=1e-5):
     """The forks of a step are these, each once. `expected`: as `nameless` puts them."""
     table = run.frame("fork").query(f"step == {step}")
-    found = [nameless(fork_at(run, site, step)) for site in table["site"].unique()]
+    found = [nameless(_fork(rows)) for _, rows in table.groupby("site", sort=False)]
     for fork in expected:
         same = [f for f in found if near(f, fork, rel)]
         assert same, f"step {step}: not recorded: {fork}"
