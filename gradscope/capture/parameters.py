@@ -69,6 +69,12 @@ class Parameters:
         self._groups: list[list[Reading]] = []
         self._thaw()
 
+    def adopt(self, name: str, parameter: nn.Parameter) -> None:
+        """Measure one more, which the model uses but does not list."""
+        self._frozen[name] = (len(self._named), parameter)
+        self._named[name] = parameter
+        self._thaw()
+
     def gradients(self, scale: Any = None, of: Container[int] | None = None) -> None:
         """Read the gradients now in `.grad`, which the optimizer will divide by `scale`.
 

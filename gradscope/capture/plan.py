@@ -213,7 +213,8 @@ class _Builder:
             if node.name() not in SLOPES or self.names.sequence[index] < self.start:
                 continue
             owner = self.names.owner(index)
-            if owner is None:
+            made = node.next_functions[0][0] if node.next_functions else None
+            if owner is None or hasattr(made, "variable"):  # of a parameter: a gate, no activation
                 continue
             kept = self.names.at.get((index, 0)) or self.names.op(index) or operation(node)
             number = taken.get(kept, 0)

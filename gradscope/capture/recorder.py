@@ -25,7 +25,7 @@ from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
 from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call, CallRecorder
-from gradscope.graph.walk import walk
+from gradscope.graph.walk import Graph, walk
 from gradscope.graph.wrappers import has_flat_parameters, module_paths, unwrapped
 
 PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
@@ -80,6 +80,7 @@ class Recorder:
         self._called: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         meta["nonfinite"] = []
         self._nonfinite = NonFinite(meta["nonfinite"], self._parameter_names, self.trouble)
+        self._unregistered = 0
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
         self._hung: list[Any] = []  # handles of this step's hooks
         self.calls = CallRecorder(
@@ -238,6 +239,7 @@ class Recorder:
             )
             self._plans.insert(0, (key, plan))
             del self._plans[PLANS:]
+            self._adopt(graph)
         self._hung += plan.hang(graph)
         self._nonfinite.forward_done(outer.start, outer.end, plan)
         self._writer.spent += time.perf_counter() - began
@@ -386,6 +388,18 @@ class Recorder:
         if sizes != self._groups:
             self._groups = sizes
             self._parameters.held_now(_held(self.optimizers))
+
+    def _adopt(self, graph: Graph) -> None:
+        """Parameters that the model uses but does not list: layers in a Python list, say."""
+        if self._spread:
+            return  # the graph holds others than the module, which lists its shards
+        for node in graph.nodes:
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, nn.Parameter) and id(leaf) not in self._parameter_names:
+                name = f"(unregistered).{self._unregistered}"
+                self._unregistered += 1
+                self._parameter_names[id(leaf)] = name
+                self._parameters.adopt(name, leaf)
 
     def _note_called(self, calls: list[Call]) -> None:
         """Which modules run at all: a parameter of one that does, and gets no gradient, is

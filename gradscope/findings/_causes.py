@@ -1,7 +1,7 @@
 """Root causes before symptoms: which finding explains which.
 
-A symptom keeps its place in the list and its severity, and names its cause. A cause is as severe
-as the worst it brings about.
+A symptom names its cause, and a cause is as severe as the worst it brings about. What says no more
+than its cause does (`_FOLLOWS`) becomes a note: one story is one alarm.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from dataclasses import replace
 
 from gradscope.findings._finding import SEVERITIES, Finding
 from gradscope.findings._ladders import role_of
-from gradscope.findings.update_too_large import LARGE
+from gradscope.findings._origins import UNDEFINED
+from gradscope.findings.update_too_large import LARGE, REWRITES
 
 # Symptom → what can explain it, likeliest first. The cause has to begin no later than the symptom,
 # and the rules in `_LOCAL` must also sit in the same repeated structure.
 _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "non-finite": ("exploding-gradient", "update-too-large", "unscaled-input"),
     "exploding-gradient": ("update-too-large", "unscaled-input"),
-    "update-too-large": ("exploding-gradient", "unscaled-input"),
+    "update-too-large": ("exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
     "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
-    "dead-units": ("update-too-large", "unscaled-input", "vanishing-gradient"),
+    "dead-units": ("underflow", "update-too-large", "unscaled-input"),
     "vanishing-gradient": (
+        "not-in-optimizer",
         "underflow",
         "dead-units",
         "saturated-activation",
@@ -40,6 +42,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     ),
     "no-update": (
         "underflow",
+        "starved-pathway",
         "non-finite",
         "dead-units",
         "saturated-activation",
@@ -47,12 +50,31 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "vanishing-gradient",
     ),
 }
-# Operations that are not defined at some finite operands; others have to overflow first.
-UNDEFINED = frozenset(
-    "log log2 log10 log1p sqrt rsqrt div reciprocal acos asin atanh acosh pow norm "
-    "linalgvectornorm std cdist".split()
-)
-SHUT = 0.9  # share of dead units at which they stop the gradient, rather than fade with it
+# Symptoms that always follow from the cause, and need no remedy of their own.
+_FOLLOWS = {
+    "vanishing-gradient": {"not-in-optimizer", "underflow", "dead-units", "update-too-large"},
+    "dead-units": {"unscaled-input", "underflow"},
+    "update-too-large": {"peaked-softmax"},
+    "saturated-activation": {"unscaled-input"},
+    "peaked-softmax": {"unscaled-input"},
+    "starved-pathway": {
+        "dead-units",
+        "saturated-activation",
+        "update-too-large",
+        "peaked-softmax",
+        "diffuse-softmax",
+    },
+    "no-update": {
+        "underflow",
+        "starved-pathway",
+        "non-finite",
+        "dead-units",
+        "saturated-activation",
+        "update-too-large",
+        "vanishing-gradient",
+    },
+}
+WHOLE = 0.9  # share of the trainable elements
 _LOCAL = {
     ("vanishing-gradient", "softmax-borne"),
     ("vanishing-gradient", "peaked-softmax"),
@@ -60,6 +82,7 @@ _LOCAL = {
     ("starved-pathway", "peaked-softmax"),
     ("starved-pathway", "diffuse-softmax"),
     ("no-update", "vanishing-gradient"),
+    ("no-update", "starved-pathway"),
 }
 
 
@@ -72,6 +95,9 @@ def rank(findings: list[Finding]) -> list[Finding]:
         while j is not None:
             severity[j] = max(severity[j], severity[i])
             j = causes.get(j)
+    for i, j in causes.items():
+        if _follows(findings[i], findings[j]):
+            severity[i] = SEVERITIES.index("info")
 
     def place(i: int) -> tuple[int, int, int, str, str]:
         distance, j = 0, causes.get(i)
@@ -87,6 +113,13 @@ def rank(findings: list[Finding]) -> list[Finding]:
         )
         for i in sorted(range(len(findings)), key=place)
     ]
+
+
+def _follows(symptom: Finding, cause: Finding) -> bool:
+    """Whether it says no more than its cause. That nothing moves at all is worth an alarm."""
+    if symptom.rule == "no-update" and symptom.evidence["share_of_parameters"] >= WHOLE:
+        return False
+    return cause.rule in _FOLLOWS.get(symptom.rule, ())
 
 
 def _causes(findings: list[Finding]) -> dict[int, int]:
@@ -113,10 +146,10 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
         return cause.first_step < symptom.first_step
     if symptom.rule == "non-finite" and symptom.evidence.get("operation") in UNDEFINED:
         return False
-    if pair == ("vanishing-gradient", "dead-units"):
-        return cause.evidence["dead_fraction"] >= SHUT
-    if pair == ("dead-units", "vanishing-gradient"):  # the signal fades with the gradient
-        return symptom.evidence["dead_fraction"] < SHUT
+    if pair == ("update-too-large", "peaked-softmax"):  # which grow while nothing comes of it
+        return symptom.evidence["update_ratio_peak"] < REWRITES
+    if pair == ("vanishing-gradient", "not-in-optimizer"):
+        return cause.evidence["share_of_parameters"] >= 0.5
     if pair == ("no-update", "non-finite"):
         return symptom.evidence["share_of_parameters"] == 1.0
     if pair == ("vanishing-gradient", "cancelling-fork"):

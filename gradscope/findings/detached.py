@@ -10,7 +10,8 @@ Source: `Tensor.grad` is None for what no backward pass has reached.
 Severity. Critical where the module ran, and these are `MANY` of all trainable elements and include
 the first parameter of the model or several modules: a cut leaves all that lies before it without a
 gradient. Warning where the module ran otherwise, or where as many elements belong to modules that
-never ran. Info for less, and for modules that only ran at some steps (experts without tokens).
+never ran. Info for less, and for modules that never ran where others of their kind run at some
+steps only (experts without tokens).
 
 Silent about frozen parameters (they are no sites).
 """
@@ -18,7 +19,7 @@ Silent about frozen parameters (they are no sites).
 from __future__ import annotations
 
 from gradscope.findings._finding import Finding, Severity, View
-from gradscope.findings._groups import listed
+from gradscope.findings._groups import anonymous, listed
 from gradscope.findings._parameters import (
     MANY,
     is_held,
@@ -43,14 +44,25 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     called = signals.run.meta.get("called")
     ran = names if called is None else [n for n in names if module_of(n) in set(called)]
     rest = [n for n in names if n not in set(ran)]
+    idle = all(_is_routed(signals, n, every) for n in rest)
     return [
-        _finding(signals, group, every, did_run)
+        _finding(signals, group, every, did_run, idle and not did_run)
         for group, did_run in ((ran, True), (rest, False))
         if group
     ]
 
 
-def _finding(signals: Signals, names: list[str], every: list[str], ran: bool) -> Finding:
+def _is_routed(signals: Signals, name: str, every: list[str]) -> bool:
+    """Whether a parameter of the same role, in a module beside this one, gets a gradient at some
+    steps and none at others: data decide which of them runs."""
+    norms = signals.matrix("parameter", "grad_norm")
+    beside = [n for n in every if n in norms and anonymous(n) == anonymous(name)]
+    return any(not norms.present[:, norms.sites.index(n)].all() for n in beside)
+
+
+def _finding(
+    signals: Signals, names: list[str], every: list[str], ran: bool, idle: bool
+) -> Finding:
     part = share(signals, names)
     several = len(names) > 1
     whom = f"All {len(names)} parameters" if len(names) == len(every) > 1 else listed(names)
@@ -62,7 +74,7 @@ def _finding(signals: Signals, names: list[str], every: list[str], ran: bool) ->
     )
     return Finding(
         rule="detached",
-        severity=_severity(names, every, part, ran),
+        severity="info" if idle else _severity(names, every, part, ran),
         site=names[0],
         first_step=int(signals.steps[0]),
         last_step=int(signals.steps[-1]),

@@ -8,7 +8,8 @@ Source: the Jacobian of softmax.
 
 Severity. Attention is uniform at initialisation: with small weights it stays so for some hundred
 steps of a run that goes on to learn, so time is the evidence. Warning after `LONG` steps; after
-`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place. Info before
+`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place; at once, if
+1 − entropy of most is under `NO_LOGITS`, which no usual initialisation comes near. Info before
 that, and for a few softmaxes among others that select while the loss falls (a layer may well
 average).
 
@@ -31,6 +32,7 @@ from gradscope.findings._training import progress
 
 ENTROPY = 0.995  # attention in healthy runs is under 0.985 by the end, even where it averages
 EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the first 200 steps
+NO_LOGITS = 1e-5  # logits that differ by less than 0.01; at weights of std 0.02, 3e-5 and more
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 MIN_N = 3
 GAIN = 2.0  # times 1/n: above that the rows are not uniform where the gradient is
@@ -42,15 +44,20 @@ RECORDED = 10
 
 @dataclass(frozen=True)
 class Uniform:
-    """One softmax that stays uniform: its spell, and 1 − entropy at the end and before."""
+    """One softmax that stays uniform: its spell, and 1 − entropy in it, at the end and before."""
 
     spell: Spell
+    middle: float
     end: float
     before: float
 
     @property
+    def stays(self) -> bool:
+        return self.end <= LEAVING * max(self.before, 1e-6)
+
+    @property
     def exact(self) -> bool:
-        return self.end <= 1 - EXACTLY and self.end <= LEAVING * max(self.before, 1e-6)
+        return self.end <= 1 - EXACTLY and self.stays
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
@@ -70,7 +77,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 flat &= ~(gain.column(site) > GAIN / n)
         spell = longest_spell(entropy.steps, flat, np.isfinite(values))
         if spell is not None and spell.ongoing and spell.share >= HELD:
-            uniform[site] = Uniform(spell, *_ends(1 - values[np.isfinite(values)]))
+            middle = float(np.median(1 - values[spell.inside]))
+            uniform[site] = Uniform(spell, middle, *_ends(1 - values[np.isfinite(values)]))
     severity = _severity(signals, uniform.values(), len(entropy.sites), steps)
     return [
         _finding(signals, {site: uniform[site].spell for site in sites}, severity)
@@ -94,6 +102,8 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
     went = progress(signals)
     if len(found) < MOST * softmaxes and went is not None and went.learned:
         return "info"
+    if sum(u.middle <= NO_LOGITS and u.stays for u in found) >= MOST * max(1, len(found)):
+        return "warning"
     if steps >= LONG or (steps >= SHORT and sum(u.exact for u in found) >= MOST * len(found)):
         return "warning"
     return "info"

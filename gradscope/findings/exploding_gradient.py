@@ -12,7 +12,8 @@ ICML 2013 (growth along depth, bursts in time, clipping as the remedy).
 
 Severity. Critical if the gradient or the loss ends non-finite, or the run ends no better than it
 began after a burst. Info for a burst the loss recovered from, for growth along depth that was
-over within half of the run or seen at fewer than three recorded steps. Warning otherwise.
+over within half of the run (unless the loss began `FAR_OFF` its later level: the signal had grown
+as well) or seen at fewer than three recorded steps. Warning otherwise.
 
 Silent while the gradient rises as a plateau ends, and where growth stays within what residual and
 normalised nets show.
@@ -29,14 +30,15 @@ from gradscope.findings._groups import named
 from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals, quiet_median
-from gradscope.findings._training import level, progress
+from gradscope.findings._training import Progress, level, progress
 
 DECADES = 3.0  # residual nets without normalisation double the variance per block: 2.4 in 16
-STEEP_DECADES, STEEP = 2.0, 0.3  # a factor 2 at every layer; healthy nets stay under 1.6
-SHARED_DECADES = 5.0  # an early time step sums the gradients of all later ones
+STEEP_DECADES, STEEP = 2.0, 0.22  # a factor 1.66 at every layer; healthy nets stay under 1.6
+SHARED_DECADES = 2.0  # and log₁₀ T for T calls: an early time step sums what all later ones send
 HELD = 0.2  # share of the run that makes a spell at its end matter
 MOST = 0.5  # share of the run that matters though it is over
 BRIEF = 0.1  # share of the run below which a start that passes is not worth a word
+FAR_OFF = 30.0  # factor between the first loss and the last: what grows backward grew forward
 BURST = 100.0  # healthy batches and the end of a plateau give up to 35
 LEAD_IN = 10.0  # what follows says that it was no ordinary batch
 BEFORE = 10  # recorded steps
@@ -57,7 +59,7 @@ def _along_depth(signals: Signals) -> list[Finding]:
     for decay in decays(signals):
         limit = DECADES
         if decay.shared:
-            limit = SHARED_DECADES
+            limit = SHARED_DECADES + np.log10(decay.rungs)
         elif decay.block and decay.rungs >= 4:
             limit = max(STEEP_DECADES, min(DECADES, STEEP * (decay.rungs - 1)))
         known = np.isfinite(decay.decades)
@@ -76,7 +78,7 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
     broken = _broken(signals)
     return Finding(
         rule="exploding-gradient",
-        severity=_growth_severity(decay, spell, broken),
+        severity=_growth_severity(decay, spell, broken, progress(signals)),
         site=ladder.sites[0],
         first_step=spell.first,
         last_step=spell.last,
@@ -119,9 +121,12 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
     )
 
 
-def _growth_severity(decay: Decay, spell: Spell, broken: bool) -> Severity:
+def _growth_severity(decay: Decay, spell: Spell, broken: bool, went: Progress | None) -> Severity:
     if broken:
         return "critical"
+    started_far_off = went is not None and went.start >= FAR_OFF * went.end > 0
+    if spell.at_once and spell.persistent and started_far_off:
+        return "warning"
     if not spell.persistent or spell.share < (HELD if spell.ongoing else MOST):
         return "info"
     return "warning"

@@ -26,6 +26,7 @@ import numpy as np
 
 from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import named
+from gradscope.findings._origins import first_operation
 from gradscope.findings._ranks import nonfinite_ranks, on_ranks
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals
@@ -47,7 +48,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     candidates = [*bad_steps[:1].tolist(), *([] if loss_lost is None else [loss_lost])]
     if not candidates:
         return []
-    origin = _first_operation(signals)
+    origin = first_operation(signals)
     first = min([*candidates, origin["step"]])
     ongoing = loss_lost is not None or bool(at_step[-1])
     in_forward = _loss_is_lost(signals, first) or origin["phase"] in ("forward", "data")
@@ -81,13 +82,6 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             view=View(kind, "value" if kind == "scalar" else "grad_norm", (site,)),
         )
     ]
-
-
-def _first_operation(signals: Signals) -> dict[str, Any]:
-    """{"step", "phase", "operation", "where"} of the earliest that was named."""
-    named_ones = signals.run.meta.get("nonfinite") or []
-    unknown = {"step": 1 << 62, "phase": "", "operation": "", "where": ""}
-    return min(named_ones, key=lambda entry: entry["step"], default=unknown)
 
 
 def _bad(signals: Signals, kind: str) -> Matrix:

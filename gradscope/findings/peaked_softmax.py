@@ -10,8 +10,9 @@ Preventing Attention Entropy Collapse", ICML 2023 (collapse goes with instabilit
 
 Severity. Attention that has learned where to look is peaked, too, and is no fault. What matters
 is when: peaked from the start, before anything can have been learned, is a warning (critical if
-the gain is under `NOTHING`); a collapse later on is a warning if the loss has not fallen, and
-info without a loss to tell. Fewer than three recorded steps: info.
+the gain is under `NOTHING`); a collapse later on is a warning if the loss has not fallen, or if
+most softmaxes (`MANY`) had collapsed before it did (by `LEARNED` of its whole fall): what has not
+been learned can't be certain. Info without a loss to tell, and of fewer than three recorded steps.
 
 Silent about a softmax that became peaked while the loss fell.
 """
@@ -35,6 +36,8 @@ HELD = 0.2  # share of the recorded steps
 MOST = 0.5  # share of them for one that is over
 BEFORE = 5  # recorded steps before a collapse, whose loss is compared with the end's
 WORSE = 1.1  # factor between the two that noise does not make
+LEARNED = 0.4  # share of the loss's whole fall
+MANY = 0.6  # share of the softmaxes
 
 
 def find(signals: Signals) -> list[Finding]:
@@ -80,7 +83,8 @@ def _finding(
     n = signals.site("softmax", sites[0]).shape[-1:]
     early = spells[sites[0]].at_once
     first = min(spells[s].first for s in sites)
-    severity = _severity(signals, [spells[s] for s in sites], middle["gain"])
+    many = len(spells) >= MANY * len(entropy.sites)
+    severity = _severity(signals, [spells[s] for s in sites], middle["gain"], many)
     if severity is None:
         return None
     over_one = n == (1,)
@@ -113,7 +117,7 @@ def _finding(
     )
 
 
-def _severity(signals: Signals, spells: list[Spell], gain: float) -> Severity | None:
+def _severity(signals: Signals, spells: list[Spell], gain: float, many: bool) -> Severity | None:
     """None: it learned where to look."""
     if not any(s.persistent for s in spells):
         return "info"
@@ -125,7 +129,8 @@ def _severity(signals: Signals, spells: list[Spell], gain: float) -> Severity | 
     first = min(s.first for s in spells)
     steps = signals.steps
     before = level(signals, int(steps[max(0, int(np.searchsorted(steps, first)) - BEFORE)]), first)
-    return None if went.learned and not went.end > WORSE * before else "warning"
+    too_early = many and before > went.start - LEARNED * (went.start - went.end)
+    return None if went.learned and not went.end > WORSE * before and not too_early else "warning"
 
 
 def _remedy(over_one: bool, early: bool) -> str:

@@ -12,7 +12,8 @@ Severity. Critical where it is `ALL` elements, else a warning. Info where it bec
 loss fell, and of fewer than three measurements.
 
 Silent about ReLU-like functions (see dead-units), and about an activation that makes the model's
-answer: a classifier that is certain has a saturated sigmoid at its end.
+answer, unless it was saturated before it can have learned anything: a classifier that is certain
+has a saturated sigmoid at its end.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ HELD = 0.3  # share of the measurements
 
 def find(signals: Signals) -> list[Finding] | Skipped:
     matrix = judged(signals, "saturated_fraction", off=False)
-    inner = [site for site in matrix.sites if not _is_answer(signals, site)]
-    if not inner:
-        return Skipped("no tanh, sigmoid or the like inside the model")
-    found = {s: spell for s, spell in spells(matrix, SATURATED, HELD).items() if s in inner}
+    if not matrix.keys:
+        return Skipped("no tanh, sigmoid or the like")
+    found = {
+        site: spell
+        for site, spell in spells(matrix, SATURATED, HELD).items()
+        if not _is_meant(signals, site, spell)
+    }
     findings = []
-    for sites in by_role(s for s in inner if s in found).values():
+    for sites in by_role(s for s in matrix.sites if s in found).values():
         share = {s: float(quiet_median(matrix.column(s)[found[s].inside])) for s in sites}
         worst = max(sites, key=lambda s: share[s])
         findings.append(
@@ -75,11 +79,11 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     return findings
 
 
-def _is_answer(signals: Signals, site: str) -> bool:
-    """No parameters lie between the activation and the model's output."""
+def _is_meant(signals: Signals, site: str, spell: Spell) -> bool:
+    """The model's answer, and learned: no parameters lie between it and the output."""
     depth = signals.site("activation", site).depth
     behind = [s.depth for s in signals.run.sites_of("module") if s.parameters and s.depth >= 0]
-    return not any(d < depth for d in behind)
+    return not spell.at_once and not any(d < depth for d in behind)
 
 
 def _severity(signals: Signals, spell: Spell, share: float) -> Severity:

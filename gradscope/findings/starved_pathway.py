@@ -9,9 +9,10 @@ Source: what autograd adds up at a fork, by the multivariate chain rule.
 Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least `LONG` optimizer
 steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
 in a shorter run (queries and keys behind uniform attention start so), where the share is rising (a
-branch that starts near 0, such as LayerScale or a zero-initialised residual), where the consumer
-is no part of the model (an auxiliary term of the loss, small on purpose), and where fewer than
-three steps were recorded.
+branch that starts near 0, such as LayerScale or a zero-initialised residual), where it came about
+while the loss fell (attention that has learned where to look starves its own query and key), where
+the consumer is no part of the model (an auxiliary term of the loss, small on purpose), and where
+fewer than three steps were recorded.
 
 Silent about parameters and forks that normalise (see `_forks`), and about edges whose gradient is
 exactly 0 throughout: what a slice leaves out was not meant to count (parameters behind such an
@@ -30,6 +31,7 @@ from gradscope.findings._groups import anonymous, listed
 from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
+from gradscope.findings._training import progress
 
 SHARE = 1e-3  # branches of healthy nets have 4e-3 and more once they learn
 NEGLIGIBLE = 1e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
@@ -67,10 +69,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             if spell is not None and spell.share >= HELD and spell.ongoing and not never:
                 found = Starved(fork, edge, spell, shares[:, e])
                 groups.setdefault((anonymous(fork.site), anonymous(edge)), []).append(found)
-    return [_finding(group) for group in groups.values()]
+    return [_finding(signals, group) for group in groups.values()]
 
 
-def _finding(group: list[Starved]) -> Finding:
+def _finding(signals: Signals, group: list[Starved]) -> Finding:
     first = group[0]
     share = float(quiet_median(np.concatenate([s.share[s.spell.inside] for s in group])))
     largest = int(np.argmax(quiet_median(first.fork.norms[first.spell.inside], axis=0)))
@@ -78,7 +80,7 @@ def _finding(group: list[Starved]) -> Finding:
     rising = all(s.rising for s in group)
     return Finding(
         rule="starved-pathway",
-        severity=_severity(group, rising, share),
+        severity=_severity(signals, group, rising, share),
         site=first.fork.site,
         first_step=min(s.spell.first for s in group),
         last_step=max(s.spell.last for s in group),
@@ -112,9 +114,12 @@ def _finding(group: list[Starved]) -> Finding:
     )
 
 
-def _severity(group: list[Starved], rising: bool, share: float) -> Severity:
+def _severity(signals: Signals, group: list[Starved], rising: bool, share: float) -> Severity:
     outside = all(s.edge == "(outside)" for s in group)
     if rising or outside or not any(s.spell.persistent for s in group):
+        return "info"
+    went = progress(signals)
+    if went is not None and went.learned and not any(s.spell.from_start for s in group):
         return "info"
     long = any(s.spell.last - s.spell.first >= LONG for s in group)
     return "warning" if share < NEGLIGIBLE or long else "info"

@@ -3,7 +3,8 @@
 Definition. Of the elements of a module output's gradient in float16, those that are not 0 but below
 6.1e-5 have lost digits (subnormal_fraction), those below 3e-8 are 0 (zero_fraction). A site is bad
 where `SUBNORMAL` of its nonzero elements are subnormal, or `ZERO` of all are 0. The run is, where
-`SITES` of the sites measured are bad for `HELD` of the recorded steps.
+that many of the sites measured are bad for `HELD` of the recorded steps: `LOST` of them 0, or
+`DAMAGED` of them one or the other.
 
 Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
 
@@ -25,7 +26,8 @@ from gradscope.findings._signals import Signals, quiet_median
 
 SUBNORMAL = 0.5  # a gradient of a healthy loss scale has under 0.1
 ZERO = 0.98  # what a ReLU shuts is 0 too, but not this much
-SITES = 0.25  # of those measured in float16
+LOST = 0.25  # share of the sites measured in float16
+DAMAGED = 0.5  # a scale that starts small and grows leaves the first layers subnormal for a while
 HELD = 0.2
 
 
@@ -38,8 +40,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         none = zero.values >= ZERO
         bad = none | (tiny.columns(zero.keys) >= SUBNORMAL)
     known = zero.present.any(axis=1)
-    share: np.ndarray = bad.sum(axis=1) / np.maximum(zero.present.sum(axis=1), 1)
-    holds: np.ndarray = np.asarray(share >= SITES)
+    counted = np.maximum(zero.present.sum(axis=1), 1)
+    holds: np.ndarray = (none.sum(axis=1) >= LOST * counted) | (
+        bad.sum(axis=1) >= DAMAGED * counted
+    )
     spell = longest_spell(zero.steps, holds, np.asarray(known))
     if spell is None or spell.share < HELD:
         return []

@@ -2,8 +2,8 @@
 
 Definition. update_ratio ‖Δw‖/‖w‖, at each recorded step the median over the model's weight
 matrices (vectors and weights that start at 0 left out: theirs is large by nature). It is too large
-where it reaches `REWRITES` at any step; where it is at least `LARGE` for `HELD` of the measured
-steps; or where it started at `FAST` or more and the loss got nowhere.
+where it reaches `REWRITES` at any step; and, of three measured steps or more, where it is at least
+`LARGE` for `HELD` of them, or started at `FAST` or more and the loss got nowhere.
 
 Source: the rule of thumb of 10⁻³ for update to weight (Hinton, "A practical guide to training
 restricted Boltzmann machines", 2010). SageMaker Debugger's limit of 10 comes after the fact.
@@ -20,6 +20,8 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._origins import undefined
+from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals, quiet_median
 from gradscope.findings._training import progress
@@ -44,11 +46,13 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     went = progress(signals)
     stuck = went is not None and went.stuck
     rewrites, large = course[known] >= REWRITES, course[known] >= LARGE
+    # A run that overflows may end before three steps were measured.
+    enough = len(known) >= ENOUGH or (went is not None and went.diverged and not undefined(signals))
     if rewrites.any():
         at, threshold = known[rewrites], REWRITES
-    elif large.mean() >= HELD:
+    elif large.mean() >= HELD and enough:
         at, threshold = known[large], LARGE
-    elif stuck and quiet_median(course[early]) >= FAST:
+    elif stuck and enough and quiet_median(course[early]) >= FAST:
         at, threshold = known[course[known] >= FAST], FAST
     else:
         return []

@@ -112,3 +112,54 @@ def test_parameters_that_join_the_optimizer_later():
             notes = {s.name: s.note for s in scope.run().sites.values() if s.kind == "parameter"}
             outside = {n for n, note in notes.items() if "optimizer" in note}
             assert outside == ({"2.weight", "2.bias"} if step < 2 else set())
+
+
+class Listed(nn.Module):
+    """Keeps its layers in a Python list, so that `parameters()` does not know them."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = [nn.Linear(4, 4) for _ in range(2)]
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        for layer in self.hidden:
+            x = torch.tanh(layer(x))
+        return self.head(x)
+
+
+def test_parameters_that_the_model_does_not_list_are_found_in_the_graph():
+    torch.manual_seed(0)
+    model = Listed()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    hidden = [p for layer in model.hidden for p in layer.parameters()]
+    with gradscope.attach(model, optimizer=optimizer, out=None, every=1) as scope:
+        for _ in range(3):
+            model(torch.ones(3, 4)).sum().backward()
+            expected = sorted(float(p.grad.norm()) for p in hidden)
+            optimizer.step()
+            optimizer.zero_grad()
+            for p in hidden:
+                p.grad = None
+    run = scope.run()
+    sites = [s for s in run.sites_of("parameter") if s.name.startswith("(unregistered)")]
+    assert len(sites) == 4 and {s.note for s in sites} == {"not in the optimizer"}
+    norms = run.wide("parameter", "grad_norm")[[s.name for s in sites]].loc[2]
+    assert sorted(norms) == pytest.approx(expected, rel=1e-5)
+    (finding,) = [f for f in gradscope.analyze(run) if f.rule == "not-in-optimizer"]
+    assert finding.severity == "critical" and finding.evidence["parameters"] == 4
+
+
+def test_unlisted_parameters_that_the_optimizer_has_are_no_fault():
+    torch.manual_seed(0)
+    model = Listed()
+    hidden = [p for layer in model.hidden for p in layer.parameters()]
+    optimizer = torch.optim.SGD([*model.parameters(), *hidden], 0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=None, every=1, update_every=1) as scope:
+        for _ in range(3):
+            model(torch.randn(3, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = scope.run()
+    assert (run.wide("parameter", "update_ratio").filter(like="(unreg").loc[1:] > 0).all(axis=None)
+    assert "not-in-optimizer" not in {f.rule for f in gradscope.analyze(run)}

@@ -35,7 +35,7 @@ def test_few_dead_units_are_usual():
     assert dead([0.3] * 40) == []
 
 
-@pytest.mark.parametrize(("share", "severity"), [(0.7, "warning"), (1.0, "critical")])
+@pytest.mark.parametrize(("share", "severity"), [(0.8, "warning"), (1.0, "critical")])
 def test_many_dead_units(share, severity):
     (finding,) = dead([share] * 40)
     assert (finding.rule, finding.severity) == ("dead-units", severity)
@@ -61,10 +61,10 @@ def test_one_batch_of_many_samples_is_enough():
 
 
 def test_layers_of_one_role_are_one_finding_and_the_worst_is_named():
-    (finding,) = dead({f"layers.{k}.act": [0.6 + 0.1 * k] * 20 for k in range(3)})
+    (finding,) = dead({f"layers.{k}.act": [0.76 + 0.1 * k] * 20 for k in range(3)})
     assert finding.evidence["layers"] == 3
     assert finding.evidence["worst"] == "layers.2.act"
-    assert "Up to 80%" in finding.message
+    assert "Up to 96%" in finding.message
 
 
 def test_a_tanh_is_never_dead_and_a_relu_never_saturated():
@@ -82,8 +82,12 @@ def test_gates_that_are_often_closed_are_no_fault():
     assert saturated([0.4] * 40, kind="sigmoid") == []
 
 
-def test_the_models_answer_may_be_certain():
-    assert isinstance(saturated([0.99] * 40, kind="sigmoid", depth=0), Skipped)
+def test_the_models_answer_may_become_certain_but_not_begin_so():
+    learned = [0.0] * 10 + [0.99] * 30
+    assert saturated(learned, kind="sigmoid", depth=0) == []
+    assert saturated(learned, kind="sigmoid", depth=5) != []
+    (finding,) = saturated([0.99] * 40, kind="sigmoid", depth=0)
+    assert finding.severity == "critical"
 
 
 def test_one_that_learned_to_saturate():

@@ -92,11 +92,12 @@ def test_a_cancelling_fork_explains_no_more_than_it_cancels(agreement, explains)
     assert bool({f.rule: f.cause for f in found}["vanishing-gradient"]) == explains
 
 
-def test_a_cause_is_as_severe_as_what_it_brings_about():
+@pytest.mark.parametrize(("share", "severity"), [(0.2, "info"), (1.0, "critical")])
+def test_a_cause_is_as_severe_as_what_it_brings_about_which_becomes_a_note(share, severity):
     assert story(
         finding("vanishing-gradient", "info", site="layers.0.out", largest_drop_decades=1.0),
-        finding("no-update", "critical", site="layers.0.out.weight", share_of_parameters=0.2),
-    ) == [("vanishing-gradient", "critical", ""), ("no-update", "critical", "vanishing-gradient")]
+        finding("no-update", "critical", site="layers.0.out.weight", share_of_parameters=share),
+    ) == [("vanishing-gradient", "critical", ""), ("no-update", severity, "vanishing-gradient")]
 
 
 def test_the_first_of_several_causes():

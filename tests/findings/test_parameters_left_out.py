@@ -40,6 +40,12 @@ def test_modules_that_never_ran_are_another_matter():
     assert (finding.severity, finding.evidence["module_ran"]) == ("warning", False)
 
 
+def test_experts_that_never_got_a_token():
+    rows = [r for r in made.parameters(NAMES[:3]) if r[1] != NAMES[1] or r[0] % 3]
+    (finding,) = find(detached, rows, called=called(0, 1, 2))
+    assert (finding.site, finding.severity) == (NAMES[3], "info")
+
+
 def test_both_at_once_are_two_findings():
     found = find(detached, made.parameters(NAMES[:2]), called=called(0, 1, 2))
     assert [(f.site, f.evidence["module_ran"]) for f in found] == [
