@@ -1,11 +1,14 @@
 """One figure a file: a run, or several to compare, in; a matplotlib `Figure` out.
 
 A figure is drawn by calling it: `gradient_map(run)`. Each says what it needs
-(`FigureKind.requires`), and `missing(run)` says why it can't be drawn.
+(`FigureKind.requires`), and `missing(run)` says why it can't be drawn. `evidence(run, mark)`
+draws the small figure of a single finding.
 """
 
 from gradscope.figures._crossings import crossings
 from gradscope.figures._cuts import cuts
+from gradscope.figures._evidence import Evidence, evidence_of
+from gradscope.figures._evidence_plot import evidence
 from gradscope.figures._figure import FigureKind, Mark
 from gradscope.figures._gradient_depth import Ends, depth_ends, gradient_depth
 from gradscope.figures._gradient_map import gradient_map
@@ -42,12 +45,15 @@ __all__ = [
     "FIGURES",
     "LIGHT",
     "Ends",
+    "Evidence",
     "FigureKind",
     "Mark",
     "Theme",
     "crossings",
     "cuts",
     "depth_ends",
+    "evidence",
+    "evidence_of",
     "gradient_depth",
     "gradient_map",
     "named_pathways",

@@ -28,6 +28,7 @@ class Mark(NamedTuple):
         thresholds: label → value of that metric from which on it holds, or, with
             `relative_to`, the multiple of that site's value.
         relative_to: a site, or "".
+        edges: of that site, where it is about some of them.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Mark(NamedTuple):
     metric: str = ""
     thresholds: Mapping[str, float] = MappingProxyType({})
     relative_to: str = ""
+    edges: tuple[str, ...] = ()
 
 
 def about(marks: Sequence[Mark], kind: str, run: int | None = None) -> list[Mark]:

@@ -61,7 +61,10 @@ class Grid:
 
     def of_site(self, name: str) -> Grid:
         """The columns of one site: the edges of a fork."""
-        keep = [j for j, n in enumerate(self.names) if n == name]
+        return self.of([j for j, n in enumerate(self.names) if n == name])
+
+    def of(self, keep: list[int]) -> Grid:
+        """Some of the columns."""
         return Grid(
             self.steps,
             [self.sites[j] for j in keep],
@@ -91,6 +94,16 @@ def grid(run: Run, kind: str, metric: str, *, edges: bool = False) -> Grid:
     known = numel > 0
     values = np.divide(norms.values, np.sqrt(numel), out=np.full(numel.shape, np.nan), where=known)
     return replace(norms, values=values, present=norms.present & known)
+
+
+def held(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """(S, C): each value until the next one that is `present`; NaN before the first."""
+    if not values.size:
+        return values
+    rows = np.where(present, np.arange(len(values))[:, None], -1)
+    last = np.maximum.accumulate(rows, axis=0)
+    latest = np.take_along_axis(values, np.maximum(last, 0), axis=0)
+    return np.where(last >= 0, latest, np.nan)
 
 
 def _read(run: Run, kind: str, metric: str, edges: bool) -> Grid:

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from gradscope.figures import _axes
 from gradscope.figures._figure import Mark, about
-from gradscope.figures._grid import Grid, grid
+from gradscope.figures._grid import Grid, grid, held
 from gradscope.figures._sites import Rows, rows_of
 from gradscope.figures._style import WIDTH, Theme
 from gradscope.figures._text import distinct, plain, shorten
@@ -165,10 +165,8 @@ def _panel(
 
 
 def _held(g: Grid) -> Grid:
-    rows = np.where(g.present, np.arange(len(g.steps))[:, None], -1)
-    last = np.maximum.accumulate(rows, axis=0) if len(g) else rows
-    values = np.take_along_axis(g.values, np.maximum(last, 0), axis=0)
-    return replace(g, values=values, present=last >= 0)
+    ever = np.logical_or.accumulate(g.present, axis=0) if len(g) else g.present
+    return replace(g, values=held(g.values, g.present), present=ever)
 
 
 def _binned(

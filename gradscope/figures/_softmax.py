@@ -6,17 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gradscope.figures import _axes
 from gradscope.figures._figure import Mark, figure
 from gradscope.figures._grid import Grid, grid
-from gradscope.figures._style import WIDTH, Theme
+from gradscope.figures._style import WIDTH, Theme, depth_ramp
 from gradscope.figures._text import distinct, plain, shorten, shorten_all
 from gradscope.run import Run
 
@@ -93,17 +91,11 @@ def softmax(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     return fig
 
 
-def _ramp(theme: Theme) -> LinearSegmentedColormap:
-    low, high = (0.0, 0.85) if theme.name == "light" else (0.25, 1.0)
-    shades = mpl.colormaps[theme.ramp](np.linspace(low, high, 64))
-    return LinearSegmentedColormap.from_list("depth", shades)
-
-
 def _panel(axes: Axes, g: Grid, theme: Theme) -> None:
     if not len(g):
         _axes.say(axes, "not recorded", theme)
         return
-    ramp = _ramp(theme)
+    ramp = depth_ramp(theme)
     thin = len(g.sites) > NAMED
     for j in range(len(g.sites)):
         y = np.where(np.isfinite(g.values[:, j]), g.values[:, j], np.nan)
@@ -160,7 +152,7 @@ def _thresholds(axes: Axes, panel: Panel, marks: Sequence[Mark], theme: Theme) -
 
 
 def _legend(fig: Figure, names: Sequence[str], theme: Theme) -> None:
-    ramp = _ramp(theme)
+    ramp = depth_ramp(theme)
     if names and len(names) <= NAMED:
         labels = [plain(t) for t in shorten_all(names, 34)]
     else:

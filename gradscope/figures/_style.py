@@ -9,6 +9,8 @@ from functools import cache
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import fontManager
 from matplotlib.rcsetup import cycler
 
@@ -87,6 +89,13 @@ DARK = Theme(
     absent="#242b34",
     severity={"critical": "#ff6b7a", "warning": "#f0a04b", "info": "#62b0ff"},
 )
+
+
+def depth_ramp(theme: Theme) -> LinearSegmentedColormap:
+    """Colours of lines from the first layer to the last, all of which stand out from the paper."""
+    low, high = (0.0, 0.85) if theme.name == "light" else (0.25, 1.0)
+    shades = mpl.colormaps[theme.ramp](np.linspace(low, high, 64))
+    return LinearSegmentedColormap.from_list("depth", shades)
 
 
 @contextmanager

@@ -36,8 +36,7 @@ def write(files: Mapping[str, bytes], out: Path) -> Path:
                 target = out / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _replace(Path(made, name), target)
-        for kind in FIGURES:
-            name = figure_path(kind.name)
+        for name in _ours(out):
             if name not in files:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
@@ -51,6 +50,18 @@ def write(files: Mapping[str, bytes], out: Path) -> Path:
 def figure_path(name: str) -> str:
     """Where a figure lies in the report's directory."""
     return f"figures/{name}.png"
+
+
+def evidence_path(label: str) -> str:
+    """Where the figure of the finding `label` ("F1") lies in the report's directory."""
+    return figure_path(f"finding-{label}")
+
+
+def _ours(out: Path) -> list[str]:
+    """Figures that some report has drawn there, or may have."""
+    drawn = (p.stem for p in (out / figure_path("")).parent.glob("finding-F*.png"))
+    numbered = [figure_path(name) for name in drawn if name.removeprefix("finding-F").isdecimal()]
+    return [figure_path(kind.name) for kind in FIGURES] + numbered
 
 
 def _replace(made: Path, target: Path) -> None:

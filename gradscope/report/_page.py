@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradscope.figures import FIGURES, Ends, FigureKind, Mark, depth_ends
+from gradscope.figures import FIGURES, Ends, Evidence, FigureKind, Mark, depth_ends, evidence_of
 from gradscope.figures._text import distinct, number, pretty
 from gradscope.findings import SEVERITIES, Check, Finding, check
 from gradscope.run import METRICS, Run
@@ -25,6 +25,7 @@ class FindingView:
         finding: the finding.
         figures: those that show it.
         cause: label of the finding that explains it, or "".
+        shown: the numbers behind it, for its own figure.
     """
 
     label: str
@@ -32,6 +33,7 @@ class FindingView:
     finding: Finding
     figures: tuple[FigureKind, ...]
     cause: str = ""
+    shown: Evidence = field(default_factory=Evidence)
 
     @property
     def steps(self) -> str:
@@ -73,6 +75,7 @@ class FindingView:
             f.view.metric,
             f.view.thresholds,
             f.view.relative_to,
+            f.view.edges,
         )
 
 
@@ -179,7 +182,7 @@ def build(runs: Sequence[Run]) -> Page:
     """Judge the runs and gather what a report on them says."""
     checks = [check(r) for r in runs]
     figures = [k for k in FIGURES if not k.missing(runs)]
-    findings = _views(checks, figures)
+    findings = _views(runs, checks, figures)
     ends = depth_ends(runs, [v.mark for v in findings])
     return Page(
         runs=[
@@ -240,7 +243,9 @@ def _headlines(run: Run) -> list[float | None]:
     return [next((last[n][1] for n in names if n in last), None) for names in _HEADLINES.values()]
 
 
-def _views(checks: Sequence[Check], figures: Sequence[FigureKind]) -> list[FindingView]:
+def _views(
+    runs: Sequence[Run], checks: Sequence[Check], figures: Sequence[FigureKind]
+) -> list[FindingView]:
     found = [(run, f) for run, c in enumerate(checks) for f in c.findings]
     # Stable: within a severity, a run's findings stay in their order, causes first.
     found.sort(key=lambda item: WORST_FIRST.index(item[1].severity))
@@ -250,7 +255,8 @@ def _views(checks: Sequence[Check], figures: Sequence[FigureKind]) -> list[Findi
         cause = next(
             (labels[run, id(c)] for c in checks[run].findings if f.cause and c.rule == f.cause), ""
         )
-        views.append(FindingView(labels[run, id(f)], run, f, shown_by(f, figures), cause))
+        view = FindingView(labels[run, id(f)], run, f, shown_by(f, figures), cause)
+        views.append(replace(view, shown=evidence_of(runs[run], view.mark)))
     return views
 
 

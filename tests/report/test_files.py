@@ -9,7 +9,7 @@ import gradscope
 from gradscope import GradscopeError, Run, RunError
 from gradscope.figures import FIGURES
 from gradscope.report import _files, _render, default_directory
-from gradscope.report._files import PAGE, figure_path, write
+from gradscope.report._files import PAGE, evidence_path, figure_path, write
 from tests.reference.made_up_runs import broken, scalars
 
 FILES = {PAGE: b"page", "findings.json": b"{}", figure_path(FIGURES[0].name): b"png"}
@@ -31,15 +31,17 @@ def test_writes_a_new_directory_with_its_parents(tmp_path):
 def test_updates_what_it_made_and_keeps_what_it_did_not(tmp_path):
     out = tmp_path / "report"
     stale = figure_path(FIGURES[1].name)
-    write({**FILES, stale: b"old"}, out)
+    write({**FILES, stale: b"old", evidence_path("F12"): b"old"}, out)
     (out / "notes.txt").write_text("mine")
-    (out / "figures" / "mine.png").write_bytes(b"mine")
+    for name in ("mine.png", "finding-Final.png"):
+        (out / "figures" / name).write_bytes(b"mine")
     write({**FILES, PAGE: b"new"}, out)
     assert tree(out) == {
         **FILES,
         PAGE: b"new",
         "notes.txt": b"mine",
         "figures/mine.png": b"mine",
+        "figures/finding-Final.png": b"mine",
     }
 
 
@@ -116,7 +118,13 @@ def test_report_returns_its_page_and_strict_json(tmp_path):
     (run,) = found["runs"]
     assert run["name"] == "ünï" and run["steps"] == [0, 0] and run["recorded_steps"] == 1
     expected = gradscope.findings.check(small()).to_dict()
-    assert run["findings"] == expected["findings"] != []
+    own = [
+        {k: v for k, v in finding.items() if k not in ("label", "figure")}
+        for finding in run["findings"]
+    ]
+    assert own == expected["findings"] != []
+    for i, finding in enumerate(run["findings"], 1):
+        assert finding["label"] == f"F{i}" and (path.parent / finding["figure"]).is_file()
     assert run["rules"] == expected["rules"]
 
 

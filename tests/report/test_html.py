@@ -2,11 +2,13 @@
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from gradscope import Run
+from gradscope.figures import Evidence
 from gradscope.report import write_report
 from gradscope.report._page import build
 from gradscope.report._render import html
@@ -84,16 +86,20 @@ def test_every_link_leads_somewhere(pages, case):
 def test_every_figure_has_both_themes_a_size_and_words(pages, case):
     page, document, _, out = pages[case]
     images, sources = document.all("img"), document.all("source")
-    assert len(images) == len(sources) == len(page.figures) == len(document.all("figure"))
-    for image, source, kind in zip(images, sources, page.figures, strict=True):
-        assert kind.title in image["alt"]
+    own = [v for v in page.findings if not v.shown.missing]
+    assert len(page.figures) == len(document.all("figure"))
+    assert len(images) == len(sources) == len(own) + len(page.figures)
+    drawn = [(f"finding-{v.label}", f"{v.label}: {v.shown.title}") for v in own]
+    drawn += [(kind.name, kind.title) for kind in page.figures]
+    for image, source, (name, title) in zip(images, sources, drawn, strict=True):
+        assert title in image["alt"]
         assert "prefers-color-scheme: dark" in source["media"] and "screen" in source["media"]
         light, dark = image["src"], source["srcset"]
         assert light != dark
         for uri in (light, dark):
             content = base64.b64decode(uri.removeprefix("data:image/webp;base64,"), validate=True)
             assert content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-        png = (out / "figures" / f"{kind.name}.png").read_bytes()
+        png = (out / "figures" / f"{name}.png").read_bytes()
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         # The page reserves exactly the picture's room, so that nothing jumps while it loads.
         size = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
@@ -122,6 +128,22 @@ def test_says_all_that_the_page_holds(pages, case):
         for title, rows in view.details:
             assert title in text and all(name in text and value in text for name, value in rows)
         assert view.model_text in text
+
+
+def test_evidence_is_open_for_what_is_critical(pages):
+    page, document, _, _ = pages["two"]
+    own = [v.finding.severity for v in page.findings if not v.shown.missing]
+    shown = [a for a in document.all("details") if a.get("class") == "shown"]
+    assert ["open" in a for a in shown] == [severity == "critical" for severity in own]
+    assert {"critical"} < set(own)
+
+
+def test_a_finding_without_numbers_says_so_in_its_card(pages):
+    page, _, _, _ = pages["two"]
+    view = page.findings[0]
+    absent = replace(view, shown=Evidence("Nothing to draw: it was not recorded."))
+    document = Document(html(replace(page, findings=[absent]), [], {}))
+    assert "Nothing to draw: it was not recorded." in document.text("p")
 
 
 def test_several_runs_are_compared_in_a_table(pages):
@@ -158,5 +180,5 @@ def test_a_typical_pair_stays_small(pages):
 
 def test_runs_that_say_nothing_about_themselves():
     silent = [Run.from_records([(0, "m", "module", "", "grad_norm", 1.0)]) for _ in "ab"]
-    document = Document(html(build(silent), []))
+    document = Document(html(build(silent), [], {}))
     assert document.text("h1") == "run · run"
