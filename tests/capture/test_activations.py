@@ -20,7 +20,8 @@ FUNCTIONS = {
     "elu": F.elu,
     "threshold": lambda x: F.threshold(x, 0.5, 0.5),
 }
-LARGEST = {"sigmoid": 0.25}  # of the slopes; 1 for the others (gelu and silu: nearly)
+# Of the slopes; 1 for the others.
+LARGEST = {"sigmoid": 0.25, "gelu": 1.129, "gelu_tanh": 1.129, "silu": 1.0998}
 
 
 class Layer(nn.Module):
