@@ -5,6 +5,7 @@ A figure is drawn by calling it: `gradient_map(run)`. Each says what it needs
 draws the small figure of a single finding.
 """
 
+from gradscope.figures._activations import activations
 from gradscope.figures._crossings import crossings
 from gradscope.figures._cuts import cuts
 from gradscope.figures._evidence import Evidence, evidence_of
@@ -33,6 +34,7 @@ FIGURES: tuple[FigureKind, ...] = (
     crossings,
     named_pathways,
     softmax,
+    activations,
     cuts,
     passed_on,
     parameter_map,
@@ -49,6 +51,7 @@ __all__ = [
     "FigureKind",
     "Mark",
     "Theme",
+    "activations",
     "crossings",
     "cuts",
     "depth_ends",

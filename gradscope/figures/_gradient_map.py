@@ -35,4 +35,4 @@ from gradscope.run import Run
 )
 def gradient_map(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     unit = "RMS gradient\n(loss per unit of output)"
-    return heat_map(runs, "module", "grad_rms", unit, marks, theme)
+    return heat_map(runs, "module", {"grad_rms": ""}, unit, marks, theme)

@@ -1,8 +1,9 @@
-"""Any positive metric by site and step, as a heat map with a logarithmic colour scale."""
+"""Any positive metric by site and step, as a heat map with a logarithmic colour scale; fractions
+on a linear one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, LogNorm
+from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -37,7 +38,7 @@ class State(NamedTuple):
 def heat_map(
     runs: Sequence[Run],
     kind: str,
-    metric: str,
+    metrics: Mapping[str, str],
     unit: str,
     marks: Sequence[Mark],
     theme: Theme,
@@ -45,22 +46,31 @@ def heat_map(
     hold: bool = False,
     empty: str = "not recorded",
     infinite: str = "",
+    fractions: bool = False,
 ) -> Figure:
     """The heat map of any positive metric: runs side by side on one colour scale.
 
     Args:
+        metrics: metric → title of its panel; of several, the panels of a run are side by side.
         hold: show each value until the next one was measured, for what is not measured at
             every recorded step.
         empty: what an empty cell means.
         infinite: what +∞ means, where that is no fault of the run.
+        fractions: values lie between 0 and 1, and the scale is linear.
     """
-    grids = [_held(grid(r, kind, metric)) if hold else grid(r, kind, metric) for r in runs]
+    grids = [grid(r, kind, metric) for r in runs for metric in metrics]
+    grids = [_held(g) for g in grids] if hold else grids
     marks = about(marks, kind)
-    states = _states(theme, infinite)
-    norm, extend = _axes.log_norm([g.positive for g in grids])
+    states = _states(theme, infinite)[fractions:]
+    norm: Normalize
+    if fractions:
+        norm, extend = Normalize(0.0, 1.0), "neither"
+    else:
+        norm, extend = _axes.log_norm([g.positive for g in grids])
     rows = rows_of(grids)
-    across = min(len(runs), 4 if rows.common else 2)
-    down = -(-len(runs) // across)
+    count, each = len(grids), len(metrics)
+    across = each if each > 1 else min(count, 4 if rows.common else 2)
+    down = -(-count // across)
     heights = [
         max(_axes.height_of_rows(len(s)) for s in rows.sites[i * across : (i + 1) * across])
         for i in range(down)
@@ -74,12 +84,12 @@ def heat_map(
     steps = _axes.recorded_steps(runs)
     names = distinct([r.name for r in runs])
     for i, axes in enumerate(panels.flat):
-        if i >= len(runs):
+        if i >= count:
             axes.set_axis_off()
             continue
         left = i % across == 0
         labelled = _row(i, across) if rows.common else (i,)
-        shown = [m for m in marks if m.run in labelled]
+        shown = [m for m in marks if m.run in {k // each for k in labelled}]
         _panel(axes, grids[i], rows, i, norm, states, theme)
         if left or not rows.common:
             _axes.label_rows(
@@ -92,9 +102,9 @@ def heat_map(
             )
         else:
             axes.tick_params(axis="y", length=0, labelleft=False)
-        _axes.step_axis(axes, steps, label=i + across >= len(runs), ticks=8 // across + 1)
-        if len(runs) > 1:
-            axes.set_title(plain(shorten(names[i], 60 // across)))
+        _axes.step_axis(axes, steps, label=i + across >= count, ticks=8 // across + 1)
+        titles = [shorten(names[i // each], 60 // across)] if len(runs) > 1 else []
+        axes.set_title(plain(": ".join(filter(None, [*titles, [*metrics.values()][i % each]]))))
     bar = fig.colorbar(
         ScalarMappable(norm, _ramp(theme)),
         ax=panels,
@@ -105,7 +115,8 @@ def heat_map(
         anchor=(0.0, 1.0),
     )
     bar.outline.set_visible(False)
-    _axes.log_ticks(bar.ax.yaxis, float(norm.vmin or 0), float(norm.vmax or 1))
+    if not fractions:
+        _axes.log_ticks(bar.ax.yaxis, float(norm.vmin or 0), float(norm.vmax or 1))
     bar.set_label(unit)
     _legend(fig, grids, rows, states, theme, empty)
     return fig
@@ -136,7 +147,7 @@ def _panel(
     g: Grid,
     rows: Rows,
     i: int,
-    norm: LogNorm,
+    norm: Normalize,
     states: Sequence[State],
     theme: Theme,
 ) -> None:
@@ -149,7 +160,9 @@ def _panel(
         _axes.say(axes, "not recorded", theme)
         return
     borders = np.arange(len(rows.sites[i]) + 1) - 0.5
-    edges, values, marked = _binned(g, [state.where(g) for state in states])
+    log = isinstance(norm, LogNorm)
+    shown = g.positive if log else np.where(g.nonfinite | ~g.present, np.nan, g.values)
+    edges, values, marked = _binned(g.steps, shown, [state.where(g) for state in states], log=log)
 
     def draw(cells: np.ndarray, **look: Any) -> None:
         rowed = np.ma.masked_all((len(borders) - 1, cells.shape[0]))
@@ -170,21 +183,22 @@ def _held(g: Grid) -> Grid:
 
 
 def _binned(
-    g: Grid, masks: Sequence[np.ndarray]
+    steps: np.ndarray, values: np.ndarray, masks: Sequence[np.ndarray], *, log: bool
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Edges, values and masks of at most `CELLS` columns.
 
-    A cell is the geometric mean of the values in it; a mask that is set anywhere in a cell is
-    set for the cell, for a single NaN must not be lost.
+    A cell is the mean (`log`: the geometric mean) of the values in it; a mask that is set
+    anywhere in a cell is set for the cell, for a single NaN must not be lost.
     """
-    edges, positive = _axes.step_edges(g.steps), g.positive
-    if len(g.steps) <= CELLS:
-        return edges, positive, list(masks)
-    starts = np.unique(np.linspace(0, len(g.steps), CELLS, endpoint=False).astype(int))
-    logs = np.log(positive)
-    count = np.add.reduceat(np.isfinite(logs), starts, axis=0)
-    total = np.add.reduceat(np.nan_to_num(logs), starts, axis=0)
-    mean = np.exp(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
+    edges = _axes.step_edges(steps)
+    if len(steps) <= CELLS:
+        return edges, values, list(masks)
+    starts = np.unique(np.linspace(0, len(steps), CELLS, endpoint=False).astype(int))
+    summed = np.log(values) if log else values
+    count = np.add.reduceat(np.isfinite(summed), starts, axis=0)
+    total = np.add.reduceat(np.nan_to_num(summed), starts, axis=0)
+    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean = np.exp(mean) if log else mean
     marked = [np.logical_or.reduceat(m, starts, axis=0) for m in masks]
     return np.append(edges[starts], edges[-1]), mean, marked
 

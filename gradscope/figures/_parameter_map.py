@@ -26,4 +26,4 @@ from gradscope.run import Run
 )
 def parameter_map(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     unit = "RMS gradient\n(loss per unit of weight)"
-    return heat_map(runs, "parameter", "grad_rms", unit, marks, theme, empty="no gradient")
+    return heat_map(runs, "parameter", {"grad_rms": ""}, unit, marks, theme, empty="no gradient")

@@ -31,7 +31,7 @@ def update_map(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figu
     return heat_map(
         runs,
         "parameter",
-        "update_ratio",
+        {"update_ratio": ""},
         unit,
         marks,
         theme,

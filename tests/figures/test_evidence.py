@@ -262,6 +262,7 @@ VIEWS = {
     "softmax": "entropy",
     "crossing": "grad_norm",
     "pathway": "grad_norm",
+    "activation": "dead_fraction",
     "cut": "ratio",
     "probe": "accuracy",
     "scalar": "value",

@@ -114,6 +114,23 @@ def ranks(layers=4, *, value=2.5, steps=tuple(range(0, 200, 20)), shape=(32, 64)
     return rows, sites
 
 
+def activations(layers=4, *, steps=tuple(range(0, 200, 20)), path="l.{}"):
+    """Rows and sites of ReLUs, of which k in a hundred units are dead in layer k, measured at
+    every other step."""
+    sites = [
+        Site(f"{path.format(k)}.act", "activation", "relu", k, -1, (32, 64), 2048)
+        for k in range(layers)
+    ]
+    rows = [
+        (step, site.name, "activation", "", metric, value)
+        for k, site in enumerate(sites)
+        for i, step in enumerate(steps)
+        for metric, value in (("dead_fraction", k / 100), ("saturated_fraction", 0.5 + k / 100))
+        if i % 2 == 0
+    ]
+    return rows, sites
+
+
 def with_pathways(run, *, plain=True, layers=4, path="l.{}", lost=None):
     """`run` with all of the above in addition, at its own recorded steps; NaN from `lost` on."""
     steps = tuple(int(s) for s in run.steps)
@@ -125,10 +142,11 @@ def with_pathways(run, *, plain=True, layers=4, path="l.{}", lost=None):
     rows += [(steps[0], *row[1:]) for row in more]
     probe_rows, probe_sites = probes(names, 0.5, 0.3, steps[-1:])
     rank_rows, rank_sites = ranks(layers, steps=steps, path=path)
-    rows += [*probe_rows, *rank_rows]
+    unit_rows, unit_sites = activations(layers, steps=steps, path=path)
+    rows += [*probe_rows, *rank_rows, *unit_rows]
     if lost is not None:
         rows = [(*r[:5], np.nan) if r[0] >= lost and r[2] != "cut" else r for r in rows]
-    added = Run.from_records(rows, [*sites, *cut_sites, *probe_sites, *rank_sites])
+    added = Run.from_records(rows, [*sites, *cut_sites, *probe_sites, *rank_sites, *unit_sites])
     first = len(run.columns)
     for block in added.blocks:
         block.columns[:] += first
