@@ -182,10 +182,10 @@ def _span(axes: Axes, found: Evidence, colour: str) -> Entry:
     whole = float(found.steps[-1] - found.steps[0])
     gap = float(np.median(np.diff(found.steps))) if len(found.steps) > 1 else 1.0
     air = max(gap / 2, 0.004 * whole)
-    axes.axvspan(found.first - air, found.last + air, color=colour, alpha=0.1, lw=0, zorder=0)
+    axes.axvspan(found.first - air, found.last + air, color=colour, alpha=0.12, lw=0, zorder=0)
     first, last = number(found.first), number(found.last)
     text = f"found at step {first}" if first == last else f"found at steps {first}–{last}"
-    return Patch(color=colour, alpha=0.16, lw=0), text
+    return Patch(color=colour, alpha=0.2, lw=0), text
 
 
 def _beyond(axes: Axes, found: Evidence, colours: list[Any], theme: Theme) -> list[Entry]:

@@ -26,6 +26,25 @@ BARS = 10
 SMOOTH_FROM = 60
 """Points from which on a noisy curve is drawn as a running median in a band."""
 
+NAMED = 6
+"""Curves of one panel that the legend names, at most."""
+SKIPPED = "skipped_steps"
+
+
+class Own(NamedTuple):
+    """What is known of a scalar that gradscope logs itself: what it is, and its unit."""
+
+    says: str
+    unit: str
+
+
+OWN = {
+    "lr": Own("learning rate", "step size"),
+    "clip_norm": Own("norm of the gradient before it was clipped", "‖g‖₂"),
+    "clip_scale": Own("share of the gradient that clipping left", "fraction"),
+    "loss_scale": Own("factor that the gradient scaler puts on the loss", "factor"),
+}
+
 _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|eval)[_/.\- ]+(.+)")
 _HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
 
@@ -44,15 +63,18 @@ class Series(NamedTuple):
         "What was logged, by optimizer step; validation values are dashed, with a dot for each. "
         "Long noisy curves are drawn as a running median, in a band that holds the middle 80 % "
         "of the values around it; a cross at the upper edge is a value that was NaN or infinite. "
-        "Scalars that never changed are left out. Bars below the curves show at which steps each "
-        "finding held: one that begins where a curve bends is worth a look."
+        "Scalars that never changed are left out, and so are the seconds of a step. Triangles at "
+        "the lower edge are steps before which a gradient scaler threw some away. Bars below the "
+        "curves show at which steps each finding held: one that begins where a curve bends is "
+        "worth a look."
     ),
     caption_several=(
         "What was logged, by optimizer step, one colour a run; validation values are dashed, "
         "with a dot for each. Long noisy curves are drawn as a running median, in a band that "
         "holds the middle 80 % of the values around it; a cross at the upper edge is a value "
-        "that was NaN or infinite. Scalars that never changed are left out. Bars below the "
-        "curves show at which steps each finding held."
+        "that was NaN or infinite. Scalars that never changed are left out. Triangles at the lower "
+        "edge are steps before which a gradient scaler threw some away. Bars below the curves show "
+        "at which steps each finding held."
     ),
     requires=(("scalar", "value"),),
     absent="no scalar was logged: pass loss and accuracy to scope.log()",
@@ -71,6 +93,9 @@ def training_curves(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) ->
     )
     for axes, panel in zip(rows, panels, strict=False):
         _panel(axes, panel, logged, theme)
+    if panels:
+        at = panels.index("loss_scale") if "loss_scale" in panels else 0
+        _skipped(rows[at], logged, theme)
     if bars:
         _timeline(rows[-1], bars, runs, theme)
         for axes in rows[:-1]:
@@ -90,13 +115,15 @@ def panels_of(scalars: Iterable[str]) -> list[str]:
     names = {series_of(s).panel for s in scalars}
 
     def rank(name: str) -> tuple[int, str]:
+        if name in ("lr", "learning_rate"):
+            return (4, name)
+        if name in OWN:
+            return (5, name)
         if "loss" in name:
             return (0 if name == "loss" else 1, name)
         if "acc" in name:
             return (2, name)
-        if name in ("lr", "learning_rate"):
-            return (4, name)
-        return (5 if "seconds" in name or "time" in name else 3, name)
+        return (6 if "seconds" in name or "time" in name else 3, name)
 
     return sorted(names, key=rank)
 
@@ -107,13 +134,20 @@ def _worth_drawing(g: Grid) -> list[str]:
     return [
         name
         for name, _, values in columns
-        if name != "step_seconds"
-        and (len(values) == 1 or len(np.unique(values)) > 1 or "loss" in name or "acc" in name)
+        if name not in ("step_seconds", SKIPPED)
+        and (len(values) == 1 or len(np.unique(values)) > 1 or _is_headline(name))
     ]
 
 
+def _is_headline(name: str) -> bool:
+    return name not in OWN and ("loss" in name or "acc" in name)
+
+
 def series_of(name: str) -> Series:
-    """`val_accuracy` belongs beside `accuracy`, and was measured on held-out data."""
+    """`val_accuracy` belongs beside `accuracy`, and was measured on held-out data; `lr[0]` is the
+    learning rate of one of several groups of parameters."""
+    if re.fullmatch(r"lr\[\d+\]", name):
+        return Series("lr", name, False)
     match = _SPLIT.fullmatch(name)
     if not match:
         return Series(name, name, False)
@@ -129,14 +163,34 @@ def _panel(axes: Axes, panel: str, logged: Sequence[Grid], theme: Theme) -> None
             if series.panel != panel:
                 continue
             colour = theme.cycle[i % len(theme.cycle)]
-            if len(logged) == 1 and series.held_out:
-                colour = theme.cycle[1]
+            if len(logged) == 1:
+                colour = _of_one(theme, series.held_out, len(lines))
             drawn.append(_curve(axes, *g.column(j), series.held_out, colour))
             lines[name] = Line2D([], [], color=colour, ls=_dashes(series.held_out))
     _scale(axes, drawn, panel)
-    axes.set_title(plain(shorten(panel, 60)))
+    title = shorten(panel, 60)
+    axes.set_title(plain(f"{title}: {OWN[panel].says}" if panel in OWN else title))
     if len(logged) == 1 and len(lines) > 1:
-        axes.legend(list(lines.values()), [plain(shorten(n, 40)) for n in lines])
+        names = [*lines][:NAMED]
+        axes.legend([lines[n] for n in names], [plain(shorten(n, 40)) for n in names])
+
+
+def _of_one(theme: Theme, held_out: bool, place: int) -> str:
+    """Colour of a curve where there is one run: the second is kept for held-out data."""
+    others = [theme.cycle[0], *theme.cycle[2:]]
+    return theme.cycle[1] if held_out else others[place % len(others)]
+
+
+def _skipped(axes: Axes, logged: Sequence[Grid], theme: Theme) -> None:
+    """Mark the steps before which a gradient scaler skipped some."""
+    at_bottom = axes.get_xaxis_transform()
+    for i, g in enumerate(logged):
+        if SKIPPED in g.names:
+            steps, count = g.column(g.names.index(SKIPPED))
+            steps = steps[count > 0]
+            colour = theme.muted if len(logged) == 1 else theme.cycle[i % len(theme.cycle)]
+            y = np.full(len(steps), 0.03)
+            axes.plot(steps, y, "^", color=colour, ms=5, transform=at_bottom, clip_on=False)
 
 
 def _dashes(held_out: bool) -> str:
@@ -179,16 +233,17 @@ def _scale(axes: Axes, drawn: Sequence[np.ndarray], panel: str) -> None:
     if not len(values):
         return
     low, high = float(values.min()), float(values.max())
-    if "acc" in panel and low >= 0 and high <= 1:
+    unit = OWN[panel].unit if panel in OWN else "as logged"
+    if ("acc" in panel or unit == "fraction") and low >= 0 and high <= 1:
         axes.set_ylim(-0.02, 1.02)
         axes.set_ylabel("fraction")
     elif low > 0 and high / low > 50:
         _axes.log_axis(axes, "y", _axes.log_limits([values]))
-        axes.set_ylabel("as logged (log scale)")
+        axes.set_ylabel(f"{unit} (log scale)")
     else:
         air = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - air, high + air)
-        axes.set_ylabel("as logged")
+        axes.set_ylabel(unit)
         _axes.plain_ticks(axes)
 
 

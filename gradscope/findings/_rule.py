@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,12 @@ class Rule:
     name: str
     requires: tuple[tuple[str, str], ...]
     find: Callable[[Signals], list[Finding] | Skipped]
+
+    @property
+    def says(self) -> str:
+        """What it looks for, in a line: the first of its module's docstring."""
+        doc = sys.modules[self.find.__module__].__doc__ or ""
+        return doc.partition("\n")[0].partition(": ")[2]
 
 
 @dataclass(frozen=True)

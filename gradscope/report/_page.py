@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradscope.figures import FIGURES, Ends, Evidence, FigureKind, Mark, depth_ends, evidence_of
 from gradscope.figures._text import distinct, number, pretty
-from gradscope.findings import SEVERITIES, Check, Finding, check
+from gradscope.findings import SEVERITIES, Check, Finding, check, rules
 from gradscope.run import METRICS, Run
 
 WORST_FIRST: tuple[str, ...] = tuple(reversed(SEVERITIES))
@@ -105,12 +105,40 @@ class RunView:
         ]
 
     @property
-    def errors(self) -> list[str]:
-        return [str(e) for e in self.run.meta.get("errors") or []]
+    def errors(self) -> list[tuple[str, str]]:
+        """(what failed, in a line; all that is known of it) of every part that stopped."""
+        return [_error(str(e)) for e in self.run.meta.get("errors") or []]
+
+    @property
+    def ended(self) -> str:
+        """What ended the training, if not its last step; or ""."""
+        return str(self.run.meta.get("ended") or "")
+
+    @property
+    def nonfinite(self) -> list[str]:
+        """Where a NaN or an infinity first arose, a sentence each, by step."""
+        entries = self.run.meta.get("nonfinite") or []
+        return [_origin(e) for e in sorted(entries, key=lambda e: e["step"])]
 
     @property
     def model_text(self) -> str:
         return str((self.run.meta.get("model") or {}).get("text", ""))
+
+
+@dataclass(frozen=True)
+class RuleView:
+    """A row of what was checked.
+
+    Attributes:
+        rule: its name.
+        says: what it looks for.
+        outcomes: of each run, labels of its findings, or why the rule could not be applied; ([],
+            "") where it ran and found nothing.
+    """
+
+    rule: str
+    says: str
+    outcomes: list[tuple[list[str], str]]
 
 
 @dataclass(frozen=True)
@@ -136,6 +164,7 @@ class Page:
         figures: those that can be drawn.
         absent: (title, reason) of those that can't.
         definitions: (metric, unit, definition) of every metric that was recorded.
+        checked: every rule, those with findings first, those that did not apply last.
     """
 
     runs: list[RunView]
@@ -144,6 +173,7 @@ class Page:
     figures: list[FigureKind]
     absent: list[tuple[str, str]]
     definitions: list[tuple[str, str, str]]
+    checked: list[RuleView]
 
     @property
     def title(self) -> str:
@@ -194,6 +224,7 @@ def build(runs: Sequence[Run]) -> Page:
         figures=figures,
         absent=[(k.title, k.missing(runs)) for k in FIGURES if k not in figures],
         definitions=_definitions(runs),
+        checked=_checked(checks, findings),
     )
 
 
@@ -260,6 +291,62 @@ def _views(
     return views
 
 
+def _checked(checks: Sequence[Check], findings: Sequence[FindingView]) -> list[RuleView]:
+    rows = []
+    for rule in rules():
+        outcomes = []
+        for run, c in enumerate(checks):
+            (own,) = [o for o in c.outcomes if o.rule == rule.name]
+            labels = [v.label for v in findings if v.run == run and v.finding.rule == rule.name]
+            outcomes.append((labels, _reason(own.skipped)))
+        rows.append(RuleView(rule.name, rule.says, outcomes))
+
+    def place(row: RuleView) -> int:
+        if any(labels for labels, _ in row.outcomes):
+            return 0
+        return 2 if all(reason for _, reason in row.outcomes) else 1
+
+    return sorted(rows, key=place)
+
+
+# Kind → why a run has no such numbers, for someone who has not read the rules.
+_ABSENT = {
+    "softmax": "the model has no attention softmax that could be seen",
+    "fork": "no tensor of the model is used in several places",
+    "activation": "no activation function with a flat side was seen",
+    "input": "what the model reads was not measured",
+    "parameter": "no trainable parameter was recorded",
+    "crossing": "gradients were not split by softmaxes crossed (ask with scope.crossings())",
+    "pathway": "no pathway was named (ask with scope.pathway())",
+    "cut": "no bottleneck was searched for (ask with scope.bottlenecks())",
+}
+
+
+def _reason(skipped: str) -> str:
+    return _ABSENT.get(skipped.removeprefix("no "), skipped)
+
+
+def _error(text: str) -> tuple[str, str]:
+    """ "step 3: part: traceback" → its first and its last line, and everything."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    head = lines[0].removesuffix("Traceback (most recent call last):").rstrip(": ")
+    return (f"{head}: {lines[-1]}" if len(lines) > 1 else lines[0]), text
+
+
+def _origin(entry: Mapping[str, Any]) -> str:
+    """A sentence on {"step", "phase", "operation", "where"}."""
+    where, operation = str(entry.get("where") or ""), str(entry.get("operation") or "")
+    step = f"Step {number(int(entry['step']))}"
+    if entry.get("phase") == "parameter":
+        whose = "the model's input" if where == "(input)" else where
+        return f"{step}: {whose} was not finite before the forward pass."
+    if where.startswith("(outside)"):
+        where = ", between the model and the loss"
+    elif where:
+        where = f" at {where}"
+    return f"{step}: first made by the {entry.get('phase')} pass of {operation}{where}."
+
+
 def shown_by(finding: Finding, figures: Sequence[FigureKind]) -> tuple[FigureKind, ...]:
     """The figures that show a finding's evidence, the most direct first."""
     exact = [k for k in figures if (finding.view.kind, finding.view.metric) in k.shows]
@@ -307,6 +394,8 @@ def _details(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     }
     versions = {k: meta.get(k) for k in ("gradscope", "torch", "python", "platform")}
     seconds = {k: f"{number(float(v))} s" for k, v in (meta.get("timings") or {}).items()}
+    if (step := _step_seconds(run)) is not None:
+        seconds["a recorded step, median"] = f"{number(step)} s"
     groups = {
         "Recording": general,
         "Model": model,
@@ -323,6 +412,12 @@ def _details(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
         for title, group in groups.items()
     ]
     return [(title, rows) for title, rows in listed if rows]
+
+
+def _step_seconds(run: Run) -> float | None:
+    timed = run.frame("scalar", "value")
+    values = timed["value"][timed["site"] == "step_seconds"]
+    return float(values.median()) if len(values) else None
 
 
 def _definitions(runs: Sequence[Run]) -> list[tuple[str, str, str]]:

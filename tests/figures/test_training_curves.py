@@ -3,7 +3,7 @@ import pytest
 
 from gradscope import Run
 from gradscope.figures import Mark, training_curves
-from gradscope.figures._training_curves import BARS, panels_of, running_quantile, series_of
+from gradscope.figures._training_curves import BARS, NAMED, panels_of, running_quantile, series_of
 from tests.reference.made_up_runs import broken, scalars
 
 
@@ -39,6 +39,45 @@ def test_settings_that_never_changed_are_left_out():
         "loss",
         "clip",
     ]
+
+
+def test_what_gradscope_logs_itself_has_words_and_a_unit_and_comes_last():
+    figure = training_curves(
+        logged(
+            clip_norm={0: 3.0, 1: 2.0},
+            clip_scale={0: 0.3, 1: 0.5},
+            loss_scale={0: 65536.0, 1: 128.0},
+            loss={0: 1.0, 1: 0.5},
+            perplexity={0: 3.0, 1: 2.0},
+            step_seconds={0: 0.1, 1: 0.2},
+        )
+    )
+    assert [t.partition(":")[0] for t in titles(figure)] == [
+        *("loss", "perplexity", "clip_norm", "clip_scale", "loss_scale")
+    ]
+    units = [axes.get_ylabel() for axes in figure.axes]
+    assert units == ["as logged", "as logged", "‖g‖₂", "fraction", "factor (log scale)"]
+    assert figure.axes[3].get_ylim() == (-0.02, 1.02)
+
+
+def test_groups_of_parameters_share_the_panel_of_the_learning_rate():
+    groups = {f"lr[{i}]": {0: 0.1 * (i + 1), 1: 0.05} for i in range(20)}
+    (axes,) = training_curves(logged(**groups)).axes
+    assert axes.get_title(loc="left") == "lr: learning rate"
+    assert len(axes.lines) == 20 and axes.lines[0].get_color() != axes.lines[1].get_color()
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == [
+        f"lr[{i}]" for i in range(NAMED)
+    ]
+
+
+@pytest.mark.parametrize("panel", (0, 1))
+def test_skipped_steps_are_marks_beside_the_loss_scale(panel):
+    scale = {"loss_scale": {0: 2.0, 5: 1.0}} if panel else {}
+    figure = training_curves(logged(loss={0: 2.0, 5: 1.0}, skipped_steps={5: 3.0}, **scale))
+    assert len(figure.axes) == 1 + panel
+    marks = [[m for m in axes.lines if m.get_marker() == "^"] for axes in figure.axes]
+    assert [m.get_xdata().tolist() for m in marks[panel]] == [[5]]
+    assert panel == 0 or not marks[0]
 
 
 def test_accuracy_is_on_a_full_scale_and_a_wide_loss_on_a_log_one():
@@ -106,4 +145,4 @@ def test_runs_share_an_axis_and_differ_in_colour():
 
 def test_scalars_logged_without_any_gradient():
     run = Run.from_records(scalars((0, 1, 2)))
-    assert titles(training_curves(run)) == ["loss", "accuracy", "lr"]
+    assert titles(training_curves(run)) == ["loss", "accuracy", "lr: learning rate"]

@@ -50,7 +50,12 @@ class Document(HTMLParser):
 def pages(tmp_path_factory):
     """Per case: the page's data, the parsed document, the text and the directory."""
     cases = {"two": [stacked_attention(4), broken(4)], "hostile": [hostile()]}
-    cases["two"][1].meta["status"] = "recording"
+    cases["two"][1].meta |= {
+        "status": "recording",
+        "ended": "KeyboardInterrupt",
+        "errors": ["step 3: softmaxes: Traceback\n  File x\nValueError: odd"],
+        "nonfinite": [{"step": 600, "phase": "forward", "operation": "log", "where": "a:log"}],
+    }
     made = {}
     for name, runs in cases.items():
         page, path = write_report(runs, tmp_path_factory.mktemp(name) / "report")
@@ -124,10 +129,15 @@ def test_says_all_that_the_page_holds(pages, case):
     for view in page.runs:
         assert all(fact in text for fact in view.facts) or len(page.runs) > 1
         for o in view.check.outcomes:
-            assert o.rule.replace("-", " ") in text and o.skipped in text
+            assert o.rule.replace("-", " ") in text
         for title, rows in view.details:
             assert title in text and all(name in text and value in text for name, value in rows)
-        assert view.model_text in text
+        assert view.model_text in text and view.ended in text
+        assert all(line in text and story in text for line, story in view.errors)
+        assert all(sentence in text for sentence in view.nonfinite)
+        assert all(unseen[k] in text for unseen in view.unseen for k in ("what", "why"))
+    for row in page.checked:
+        assert row.says in text and all(reason in text for _, reason in row.outcomes)
 
 
 def test_evidence_is_open_for_what_is_critical(pages):

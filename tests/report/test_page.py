@@ -4,7 +4,7 @@ import pytest
 
 from gradscope import METRICS, Run, Site
 from gradscope.figures import FIGURES, depth_ends
-from gradscope.findings import Finding, View, analyze
+from gradscope.findings import Finding, View, analyze, rules
 from gradscope.report._page import WORST_FIRST, best, build, compare, last_values, shown_by, verdict
 from tests.reference.made_up_runs import broken, hostile, stacked_attention
 
@@ -143,6 +143,68 @@ def test_a_run_that_says_nothing_about_itself():
     (view,) = build([quiet()]).runs
     assert view.complete and not view.unseen and not view.errors and view.model_text == ""
     assert view.facts == ["steps 0–4, 5 recorded"]
+
+
+def test_every_rule_is_listed_with_what_it_looks_for_and_what_became_of_it(pair):
+    assert {row.rule for row in pair.checked} == {rule.name for rule in rules()}
+    for row in pair.checked:
+        assert row.says.endswith(".") and len(row.outcomes) == 2
+        for i, (labels, reason) in enumerate(row.outcomes):
+            own = [v.label for v in pair.findings if (v.run, v.finding.rule) == (i, row.rule)]
+            (outcome,) = [o for o in pair.runs[i].check.outcomes if o.rule == row.rule]
+            assert labels == own and bool(reason) == bool(outcome.skipped)
+            assert not (labels and reason)
+    found = [any(labels for labels, _ in row.outcomes) for row in pair.checked]
+    assert found == sorted(found, reverse=True) and any(found)
+
+
+def test_why_a_rule_does_not_apply_is_told_with_the_way_out():
+    reasons = {row.rule: row.outcomes[0][1] for row in build([quiet()]).checked}
+    assert "scope.crossings()" in reasons["softmax-borne"]
+    assert "no attention softmax" in reasons["peaked-softmax"]
+    assert reasons["vanishing-gradient"] == ""
+
+
+def test_what_failed_while_recording_is_a_line_and_the_whole_story():
+    run = quiet()
+    told = (
+        "rank 1: step 3: gradients: Traceback (most recent call last):\n"
+        '  File "x.py", line 3, in f\n    y()\nValueError: no <such> thing'
+    )
+    run.meta["errors"] = [told, "plain"]
+    assert build([run]).runs[0].errors == [
+        ("rank 1: step 3: gradients: ValueError: no <such> thing", told),
+        ("plain", "plain"),
+    ]
+
+
+def test_where_a_nan_arose_is_told_by_step():
+    run = quiet()
+    entries = [
+        (12000, "parameter", "", "layers.0.weight"),
+        (5, "forward", "log", "(outside):log"),
+        (7, "backward", "sqrt", "layers.3:sqrt"),
+        (8, "parameter", "", "(input)"),
+        (9, "forward", "exp", ""),
+    ]
+    keys = ("step", "phase", "operation", "where")
+    run.meta["nonfinite"] = [dict(zip(keys, e, strict=True)) for e in entries]
+    assert build([run]).runs[0].nonfinite == [
+        "Step 5: first made by the forward pass of log, between the model and the loss.",
+        "Step 7: first made by the backward pass of sqrt at layers.3:sqrt.",
+        "Step 8: the model's input was not finite before the forward pass.",
+        "Step 9: first made by the forward pass of exp.",
+        "Step 12\u202f000: layers.0.weight was not finite before the forward pass.",
+    ]
+
+
+def test_how_long_a_step_takes_stands_in_the_details():
+    rows = [
+        (s, "step_seconds", "scalar", "", "value", v) for s, v in ((0, 9.0), (1, 0.5), (2, 0.1))
+    ]
+    run = Run.from_records([*rows, (0, "m", "module", "", "grad_norm", 1.0)])
+    timings = dict(build([run]).runs[0].details)["Timings"]
+    assert timings == [("a recorded step, median", "0.5 s")]
 
 
 def test_ranks_and_unseen_parts_are_mentioned():
