@@ -82,7 +82,8 @@ class Series(NamedTuple):
 )
 def training_curves(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
     logged = [grid(r, "scalar", "value") for r in runs]
-    panels = panels_of(name for g in logged for name in _worth_drawing(g))[:PANELS]
+    panels = panels_of(name for g in logged for name in _worth_drawing(g))
+    panels = (panels or panels_of(name for g in logged for name in g.names))[:PANELS]
     bars = sorted(marks, key=lambda m: _axes.WORST_FIRST.index(m.severity))[:BARS]
     heights = [2.1 if i < 2 else 1.3 for i in range(len(panels))]
     if bars:

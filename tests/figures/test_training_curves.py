@@ -80,6 +80,11 @@ def test_skipped_steps_are_marks_beside_the_loss_scale(panel):
     assert panel == 0 or not marks[0]
 
 
+def test_where_nothing_but_settings_was_logged_they_are_drawn():
+    figure = training_curves(logged(lr={0: 0.1, 1: 0.1}, step_seconds={0: 0.3, 1: 0.3}))
+    assert titles(figure) == ["lr: learning rate", "step_seconds"]
+
+
 def test_accuracy_is_on_a_full_scale_and_a_wide_loss_on_a_log_one():
     figure = training_curves(logged(loss={0: 100.0, 1: 0.1}, acc={0: 0.5, 1: 0.6}))
     loss, accuracy = figure.axes
