@@ -185,7 +185,9 @@ def _probe(training: Training, step: int, half: bool) -> tuple[Checkpoint, set[s
     aliases = [alias for group in shared.values() if len(group) > 1 for alias in group]
     wanted = [*named.values(), *(t for _, t in calls), *aliases]
     given = torch.autograd.grad(loss, wanted, allow_unused=True) if loss.requires_grad else ()
-    gradients = dict(zip(named, given[: len(named)] or [None] * len(named), strict=True))
+    own = [g.to_dense() if g is not None and g.is_sparse else g for g in given[: len(named)]]
+    gradients: dict[str, Tensor | None] = dict.fromkeys(named)
+    gradients.update(zip(named, own, strict=False))
     for (name, _), g in zip(calls, given[len(named) :], strict=False):
         if g is not None:
             found.ladder.append((name, g.float().square().mean().sqrt().item()))

@@ -69,7 +69,7 @@ def judge(case: Case, reports: Iterable[Report]) -> Judged:
         first=counted[0].rule if counted else "",
         root_right=bool(counted and counted[0].rule in case.expected) if case.must else None,
         operation=operation,
-        operation_right=plain(operation) in case.operation if case.operation else None,
+        operation_right=plain(operation) in map(plain, case.operation) if case.operation else None,
     )
 
 
@@ -81,7 +81,7 @@ def plain(operation: str) -> str:
     """ "SoftmaxBackward0" → "softmax"; "aten::_softmax" → "softmax"."""
     name = operation.lower().removeprefix("aten").lstrip(".:").split(".")[0]
     head, _, _ = name.partition("backward")
-    return head.strip("_ ")
+    return head.replace("_", "")
 
 
 def interval(k: int, n: int) -> tuple[float, float]:

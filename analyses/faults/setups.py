@@ -108,9 +108,9 @@ def conv(
     norm: bool = False,
     skip: bool = False,
     activation: nets.Activation = nn.ReLU,
-    gain: float | None = None,
+    gain: float | None = 1.4,
     optimizer: str = "momentum",
-    lr: float = 0.02,
+    lr: float = 0.01,
     seed: int = 0,
     batch: int = 32,
     **others: Any,
@@ -126,7 +126,7 @@ def conv(
 def cell(
     kind: str = "gru",
     *,
-    length: int = 20,
+    length: int = 8,
     hidden: int = 24,
     radius: float = 1.0,
     on: str = "first",
@@ -154,7 +154,7 @@ def cell(
 def sequence(
     kind: Callable[..., nn.RNNBase] = nn.GRU,
     *,
-    length: int = 20,
+    length: int = 8,
     hidden: int = 24,
     layers: int = 1,
     on: str = "first",
@@ -222,11 +222,13 @@ def arrows(
     *,
     layers: int,
     hidden: int = 32,
-    hops: int = 3,
+    hops: int = 1,
     optimizer: str = "adam",
     lr: float = 3e-3,
     seed: int = 0,
     batch: int = 32,
+    steps: int = 300,
+    every: int = 10,
     bottlenecks: bool = False,
     crossings: bool = False,
     **others: Any,
@@ -252,7 +254,17 @@ def arrows(
             scope.crossings(every=50)
 
     model = build(name, task, layers=layers, hidden=hidden)
-    return assemble(model, draw, loss, optimizer=optimizer, lr=lr, watch=watch, **others)
+    return assemble(
+        model,
+        draw,
+        loss,
+        optimizer=optimizer,
+        lr=lr,
+        watch=watch,
+        steps=steps,
+        every=every,
+        **others,
+    )
 
 
 def with_bottlenecks(training: Training, ranks: str = "") -> Training:

@@ -270,3 +270,43 @@ def narrow(
         return {"is": found < theirs / 4, "rank": found, "twin": theirs}
 
     return symptom
+
+
+def healthy(*, falls: bool = True) -> Symptom:
+    """A run that learns, stays finite, and shows no other fault that can be seen from outside.
+
+    Its loss falls by a tenth at least; less than 0.7 of any layer is dead or saturated; every
+    trainable matrix with a gradient moves.
+    """
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        dead = max(run.last.dead.values(), default=0.0)
+        stuck = [n for n, m in run.moved.items() if m <= 1e-7 and n not in run.without_gradient]
+        ends = median(max(c.saturated.values(), default=0.0) for c in run.checkpoints)
+        fell = 1 - run.loss_last / run.loss_first
+        sound = run.finite and dead < 0.7 and ends < 0.7 and not stuck
+        evidence = {"fell": fell, "dead": dead, "saturated": ends, "stuck": len(stuck)}
+        return {"is": sound and (fell >= 0.1 or not falls), **evidence}
+
+    return symptom
+
+
+def also(run: Observed) -> list[str]:
+    """Conditions that hold, by the rule that would tell them: what a label's `may` rests on."""
+    first, last = run.checkpoints[0], run.last
+    typical = median(run.decades())
+    found = {
+        "dead-units": max(last.dead.values(), default=0.0) >= 0.5,
+        "saturated-activation": median(
+            max(c.saturated.values(), default=0.0) for c in run.checkpoints
+        )
+        >= 0.5,
+        "vanishing-gradient": typical >= 2,
+        "exploding-gradient": typical <= -2 or run.decades()[0] <= -2,
+        "non-finite": not run.finite,
+        "starved-pathway": max(c.smallest_share() for c in run.checkpoints) <= 1e-4,
+        "cancelling-fork": max(min(c.agreement, default=9.0) for c in run.checkpoints) <= 0.1,
+        "peaked-softmax": min(first.entropies, default=1.0) <= 0.05,
+        "no-update": any(m <= 1e-7 for n, m in run.moved.items() if n not in run.without_gradient),
+    }
+    return [rule for rule, holds in found.items() if holds]

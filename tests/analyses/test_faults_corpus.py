@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from analyses.faults import recordings
-from analyses.faults.__main__ import score
 from analyses.faults.baselines import BASELINES
 from analyses.faults.case import same
 from analyses.faults.corpus import corpus
+from analyses.faults.judging import score
 from analyses.faults.observe import observe
 from analyses.faults.recordings import path_of, record_missing
 from analyses.faults.verify import verdict

@@ -61,6 +61,8 @@ def test_the_root_cause_is_right_if_the_first_counted_finding_must_be_reported()
     [
         ("LogBackward0", "log"),
         ("aten::_softmax", "softmax"),
+        ("MseLossBackward0", "mseloss"),
+        ("mse_loss", "mseloss"),
         ("aten.div.Tensor", "div"),
         ("AddmmBackward0", "addmm"),
         ("softmax", "softmax"),

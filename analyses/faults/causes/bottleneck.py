@@ -48,7 +48,7 @@ def narrow_conv(channels: int) -> Training:
     )
 
 
-stack = partial(setups.arrows, bottlenecks=True, steps=150)
+stack = partial(setups.arrows, bottlenecks=True)
 
 # Layers that see each other through softmaxes only: known consequences of a chain of contents.
 CHAIN = ["softmax-borne", "diffuse-softmax", "vanishing-gradient", "no-update"]

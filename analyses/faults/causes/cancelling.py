@@ -77,7 +77,10 @@ def opposed(sign: float, width: int = 32, depth: int = 2, recurrent: bool = Fals
     model = TwoHeads(trunk, width, 4)
     with torch.no_grad():
         model.two.weight.copy_(model.one.weight)
-        model.two.bias.copy_(model.one.bias)
+        for head in (model.one, model.two):
+            head.bias.zero_()
+        for p in list(trunk.parameters())[-2:]:
+            p.mul_(0.05)  # outputs are small beside the targets
     for head in (model.one, model.two):
         head.requires_grad_(False)
 
@@ -85,8 +88,8 @@ def opposed(sign: float, width: int = 32, depth: int = 2, recurrent: bool = Fals
         one, two = model(x)
         return F.mse_loss(one, y) + F.mse_loss(two, sign * y)
 
-    batch = data.regression(outputs=4, scale=30.0)
-    return setups.assemble(model, batch, loss, optimizer="sgd", lr=0.002)
+    batch = data.regression(outputs=4)
+    return setups.assemble(model, batch, loss, optimizer="sgd", lr=0.5, steps=400, every=10)
 
 
 def reversal(sign: float, width: int = 32) -> Training:

@@ -79,7 +79,7 @@ FAULT = Fault(
     symptom=dead_units(0.5),
     variants=[
         Variant("mlp-3-negative-bias", partial(setups.mlp, depth=3), biases(-3.0, share=0.9)),
-        Variant("conv-4-negative-bias", partial(setups.conv), biases(-3.0, share=0.8)),
+        Variant("conv-4-negative-bias", partial(setups.conv), biases(-20.0, share=0.8)),
         Variant(
             "transformer-ff-negative-bias",
             lambda: _relu_transformer(),
@@ -95,7 +95,7 @@ FAULT = Fault(
         Variant(
             # Nothing of the model's output depends on its input any more.
             "mlp-2-shifted-inputs",
-            partial(setups.mlp, depth=2, lr=0.01),
+            partial(setups.mlp, depth=2, lr=0.05),
             shifted_inputs,
         ),
         Variant(

@@ -62,7 +62,7 @@ FAULT = Fault(
         Variant("mlp-lr-0", setups.mlp, learning_rate(0.0)),
         Variant("conv-lr-1e-12", setups.conv, learning_rate(1e-12)),
         Variant("transformer-adam-lr-1e-11", setups.transformer, learning_rate(1e-11)),
-        Variant("gru-clip-1e-12", partial(setups.cell, "gru", optimizer="sgd", on="majority"),
+        Variant("gru-clip-1e-12", partial(setups.cell, "gru", optimizer="momentum", lr=0.2),
                 lambda t: setattr(t, "clip", 1e-12)),
         Variant("mlp-zeroed-before-step", partial(setups.mlp, depth=2), zero_before_step,
                 # Parameters whose gradient is always 0, seen otherwise.

@@ -70,7 +70,7 @@ class Features(nn.Module):
         return self.net(self.function(self.stem(x)))
 
 
-def features(function: Function, steps: int = 120, lr: float = 0.05) -> Training:
+def features(function: Function, steps: int = 120, lr: float = 0.3) -> Training:
     torch.manual_seed(0)
     model = Features(function)
     nn.init.zeros_(model.stem.bias)
@@ -205,7 +205,7 @@ FAULT = Fault(
         Variant(
             "exp-overflow",
             lambda: _spike(features(lambda h: torch.exp(h.clamp(max=5.0))), 1.0),
-            broken=lambda: _spike(features(torch.exp), 3000.0),
+            broken=lambda: _spike(features(torch.exp, lr=0.02), 3000.0),
             operation=["exp"],
             may=["update-too-large", "unscaled-input"],
             twin=False,
@@ -241,7 +241,7 @@ FAULT = Fault(
         ),
         Variant(
             "input-nan",
-            partial(setups.conv, steps=100),
+            partial(setups.conv, norm=True),
             at_step(first_row(float("nan"))),
             # The data bring it: the first operation on them is the first to show it.
             operation=["convolution", "conv2d", "input"],

@@ -89,13 +89,12 @@ def in_proj_times(factor: float) -> Change:
 
 lookup = partial(setups.transformer, on="lookup", batch=32)
 slowly = partial(lookup, optimizer="momentum", lr=0.1, steps=300, every=10)
-one_hop = partial(setups.arrows, hops=1, steps=300, every=10)
 
 PEAKED = Fault(
     "peaked",
     must=[["peaked-softmax"]],
-    # Queries and keys behind a one-hot softmax get no gradient.
-    may=["starved-pathway", "no-update"],
+    # Queries and keys behind a one-hot softmax get no gradient, nor does what lies before them.
+    may=["starved-pathway", "no-update", "vanishing-gradient"],
     symptom=peaked(0.15),
     variants=[
         Variant("transformer-logits-times-300", slowly, logits_times(300)),
@@ -108,7 +107,7 @@ PEAKED = Fault(
         ),
         Variant(
             "san-large-scores",
-            partial(one_hop, "san-residual", layers=2),
+            partial(setups.arrows, "san-residual", layers=2),
             weights_times(150, "score"),
         ),
         Variant(
@@ -116,14 +115,23 @@ PEAKED = Fault(
             "transformer-entropy-collapse",
             lookup,
             collapse,
-            may=["starved-pathway", "no-update", "update-too-large", "exploding-gradient"],
+            may=[
+                "starved-pathway",
+                "no-update",
+                "vanishing-gradient",
+                "update-too-large",
+                "exploding-gradient",
+            ],
         ),
         Variant(
             "fused-encoder-large-in-proj",
             partial(encoder, optimizer="momentum", lr=0.05),
             in_proj_times(150),
+            symptom=peaked(0.3),  # as above
         ),
-        Variant("sla-large-scores", partial(one_hop, "sla", layers=3), weights_times(200, "score")),
+        Variant(
+            "sla-large-scores", partial(setups.arrows, "sla", layers=3), weights_times(200, "score")
+        ),
         Variant(
             "post-norm-3-logits-times-1000",
             partial(slowly, depth=3, norm="post", lr=0.03),
@@ -169,7 +177,7 @@ DIFFUSE = Fault(
         ),
         Variant(
             "san-frozen-scores",
-            partial(one_hop, "san-residual", layers=2),
+            partial(setups.arrows, "san-residual", layers=2),
             frozen_uniform("score"),
         ),
         Variant(
@@ -183,7 +191,9 @@ DIFFUSE = Fault(
             partial(lookup, depth=1, dim=48),
             lambda t: alike(t),
         ),
-        Variant("sla-frozen-scores", partial(one_hop, "sla", layers=3), frozen_uniform("score")),
+        Variant(
+            "sla-frozen-scores", partial(setups.arrows, "sla", layers=3), frozen_uniform("score")
+        ),
         Variant(
             "encoder-deep-tiny-queries",
             partial(lookup, depth=3, norm="post"),

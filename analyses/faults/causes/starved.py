@@ -96,7 +96,13 @@ FAULT = Fault(
             partial(branches, 1.0, concat=False),
             broken=partial(branches, 1e-6, concat=False),
         ),
-        Variant("closed-gate-3", partial(gated, 0.0), broken=partial(gated, -15.0)),
+        Variant(
+            "closed-gate-3",
+            partial(gated, 0.0),
+            broken=partial(gated, -15.0),
+            # A closed gate is a sigmoid at its end.
+            may=["no-update", "saturated-activation"],
+        ),
         Variant(
             "two-branches-concat-conv",
             partial(branches, 1.0, concat=True, conv=True, width=8),
@@ -113,6 +119,7 @@ FAULT = Fault(
             "closed-gate-8",
             partial(gated, 0.0, blocks=8, width=24),
             broken=partial(gated, -18.0, blocks=8, width=24),
+            may=["no-update", "saturated-activation"],
         ),
         Variant(
             "two-branches-concat-1e-7",

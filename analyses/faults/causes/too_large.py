@@ -53,6 +53,7 @@ FAULT = Fault(
         "saturated-activation",
         "peaked-softmax",
         "no-update",  # of units that died
+        "vanishing-gradient",  # nothing passes them
     ],
     symptom=overshoots(),
     variants=[

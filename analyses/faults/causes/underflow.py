@@ -75,6 +75,7 @@ def pixelwise(
     """Squared error of 64 small pixels, each a mean over many: gradients of 1e-7 and less."""
     torch.manual_seed(0)
     model = nets.mlp([64, width, width, 64])
+    nets.rescale(model, 1.4)
     from analyses.faults import data
 
     batch = data.digits(256)
@@ -86,7 +87,7 @@ def pixelwise(
     if half_precision:
         autocast(training)
     if scaler:
-        training.step = scaled_step(2.0**14)
+        training.step = scaled_step(2.0**24)
     return training
 
 
@@ -117,8 +118,8 @@ FAULT = Fault(
         ),
         Variant(
             "conv-small-weight",
-            partial(weighted, small_conv, 1e-5, True),
-            broken=partial(weighted, small_conv, 1e-5, False),
+            partial(weighted, small_conv, 1e-6, True),
+            broken=partial(weighted, small_conv, 1e-6, False),
         ),
         Variant(
             "pixelwise-mean",
@@ -132,8 +133,8 @@ FAULT = Fault(
         ),
         Variant(
             "half-model-sgd",
-            partial(setups.mlp, depth=4, lr=0.1, steps=120),
-            broken=lambda: half(_small_loss(setups.mlp(depth=4, lr=0.1, steps=120))),
+            partial(setups.mlp, depth=3, gain=1.4, lr=0.1, steps=120),
+            broken=lambda: half(_small_loss(setups.mlp(depth=3, gain=1.4, lr=0.1, steps=120))),
         ),
         Variant(
             "residual-mlp-small-weight",
@@ -146,7 +147,7 @@ FAULT = Fault(
 
 def _small_loss(training: Training) -> Training:
     usual = training.loss
-    training.loss = lambda model, *batch: 1e-5 * usual(model, *batch)
+    training.loss = lambda model, *batch: 1e-6 * usual(model, *batch)
     for group in training.optimizer.param_groups:
-        group["lr"] *= 1e5
+        group["lr"] *= 1e6
     return training

@@ -49,8 +49,8 @@ FAULT = Fault(
         Variant("mlp-times-1000", setups.mlp, inputs(lambda x: 1000 * x)),
         Variant("conv-0-to-25500", setups.conv, inputs(lambda x: 4000 * (x + 1))),
         Variant(
-            "tanh-mlp-one-feature-1e4",
-            partial(setups.mlp, on="teacher", lr=0.05),
+            "mlp-one-feature-1e4",
+            partial(setups.mlp, on="teacher", lr=0.3),
             one_feature(1e4),
         ),
         Variant("gru-times-1000", partial(setups.cell, "gru", on="majority", length=15),

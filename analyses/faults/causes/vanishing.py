@@ -57,8 +57,10 @@ FAULT = Fault(
         ),
         Variant(
             "plain-conv-10",
-            healthy=partial(setups.conv, depth=10, gain=1.4),
+            healthy=partial(setups.conv, depth=10),
             change=small_weights(0.5),
+            # Without biases to learn, deep channels have one sign for all samples.
+            may=["no-update", "dead-units"],
         ),
         Variant(
             "tanh-mlp-12-small-init",
@@ -67,7 +69,7 @@ FAULT = Fault(
         ),
         Variant(
             "rnn-cell-40-tanh",
-            healthy=partial(setups.cell, "gru", length=20),
+            healthy=partial(setups.cell, "gru"),
             broken=partial(setups.cell, "tanh", length=40, radius=0.5),
         ),
         Variant(
@@ -98,13 +100,15 @@ FAULT = Fault(
         ),
         Variant(
             "relu-rnn-30-forgetful",
-            healthy=partial(setups.cell, "relu", length=20),
+            healthy=partial(setups.cell, "relu"),
             broken=partial(setups.cell, "relu", length=30, radius=0.6),
+            # A state that fades to the bias's sign is 0 where that is negative.
+            may=["no-update", "dead-units"],
         ),
         Variant(
             # One fused module: its time steps are not visible from outside.
             "fused-rnn-50-tanh",
-            healthy=partial(setups.sequence, nn.GRU, length=20),
+            healthy=partial(setups.sequence, nn.GRU),
             change=None,
             broken=partial(setups.sequence, nn.RNN, length=50),
         ),
@@ -117,7 +121,7 @@ FAULT = Fault(
         Variant(
             "sigmoid-conv-6",
             healthy=partial(setups.conv, depth=6, skip=True, norm=True),
-            broken=partial(setups.conv, depth=6, activation=nn.Sigmoid),
+            broken=partial(setups.conv, depth=6, activation=nn.Sigmoid, gain=None),
         ),
     ],
 )

@@ -23,9 +23,9 @@ def lbfgs() -> Training:
             training.optimizer.zero_grad()
             loss = training.loss_at(number)
             loss.backward()
-            return loss
+            return loss.detach()
 
-        return {"loss": float(training.optimizer.step(closure))}  # type: ignore[arg-type]
+        return {"loss": training.optimizer.step(closure)}  # type: ignore[arg-type]
 
     training.step = step
     return training
@@ -62,7 +62,7 @@ RUNS = Healthy(
         "rmsprop": partial(mlp, optimizer="rmsprop", lr=1e-3),
         "nesterov-norm": partial(mlp, norm=nn.LayerNorm, optimizer="nesterov", lr=0.02),
         "lbfgs": lbfgs,
-        "batch-1": partial(mlp, batch=1, lr=0.005, steps=300),
+        "batch-1": partial(mlp, batch=1, gain=1.4, lr=0.01, steps=500, every=10),
         "batch-1024": partial(mlp, batch=1024, steps=100),
         "accumulation": partial(accumulated, 4),
         "clipping": partial(mlp, depth=4, lr=0.2, clip=0.5),
@@ -74,6 +74,6 @@ RUNS = Healthy(
         "residual-norm-8": partial(setups.residual_mlp, blocks=8, norm=True, optimizer="adam",
                                    lr=1e-3),
         "selu-deep": partial(mlp, depth=8, activation=nn.SELU, gain=1.0, lr=0.02),
-        "leaky-relu": partial(mlp, activation=nn.LeakyReLU, depth=5, lr=0.05),
+        "leaky-relu": partial(mlp, activation=nn.LeakyReLU, depth=5, gain=1.4, lr=0.05),
     },
 )  # fmt: skip

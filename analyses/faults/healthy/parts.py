@@ -37,7 +37,7 @@ class LowRank(nn.Module):
 
 
 def low_rank() -> Training:
-    """Adapters on a network that was trained on half of the labels."""
+    """Adapters on a network that was trained for other labels."""
     training = setups.mlp(depth=2, optimizer="adam", lr=2e-3)
     for step in range(150):
         training.step(training, 10_000 + step)
@@ -48,7 +48,7 @@ def low_rank() -> Training:
     trainable = [p for p in model.parameters() if p.requires_grad]
     training.optimizer = torch.optim.Adam(trainable, lr=3e-3)
     usual = training.batch
-    training.batch = lambda step: (-usual(step)[0], usual(step)[1])  # another task: negatives
+    training.batch = lambda step: (usual(step)[0], 9 - usual(step)[1])  # another task
     return training
 
 
@@ -135,14 +135,16 @@ def small_early_gradients() -> Training:
 RUNS = Healthy(
     "parts",
     {
-        "frozen-first-layers": lambda: frozen(setups.mlp(depth=4), ("0", "2")),
+        "frozen-first-layers": lambda: frozen(
+            setups.mlp(depth=4, optimizer="adam", lr=2e-3), ("0", "2")
+        ),
         "frozen-blocks": lambda: frozen(setups.transformer(depth=3), ("blocks.0",)),
         "low-rank-adapters": low_rank,
         "embeddings-rarely-used": partial(bag, False),
         "sparse-embeddings": partial(bag, True),
         "rezero": rezero,
         "zero-last-layer": lambda: zero_last(setups.mlp(depth=3)),
-        "zero-last-layer-conv": lambda: zero_last(setups.conv()),
+        "zero-last-layer-conv": lambda: zero_last(setups.conv(optimizer="adam", lr=2e-3)),
         "zero-branches": zero_branches,
         "small-loss-adam": small_early_gradients,
         "frozen-conv-stem": lambda: frozen(setups.conv(depth=3), ("stem",)),

@@ -10,7 +10,7 @@ from analyses.faults.case import Healthy
 RUNS = Healthy(
     "recurrent",
     {
-        "gru-cell-first-symbol": partial(setups.cell, "gru", length=12),
+        "gru-cell-first-symbol": partial(setups.cell, "gru", length=12, lr=1e-2),
         "lstm-fused": partial(setups.sequence, nn.LSTM, on="majority"),
         "gru-fused-60": partial(setups.sequence, nn.GRU, on="majority", length=60),
         "gru-cell-60-majority": partial(setups.cell, "gru", on="majority", length=60, steps=150),

@@ -60,7 +60,7 @@ RUNS = Healthy(
         "cosine-conv": lambda: cosine(setups.conv(lr=0.03)),
         "warm-up-transformer": lambda: warm_up(setups.transformer(depth=3), 100),
         "cosine-residual": lambda: cosine(setups.residual_mlp(optimizer="adam", lr=2e-3)),
-        "step-decay": lambda: step_decay(setups.mlp(depth=4, lr=0.1)),
+        "step-decay": lambda: step_decay(setups.mlp(depth=4, optimizer="adam", lr=3e-3)),
         "one-cycle": lambda: one_cycle(setups.conv(depth=3, optimizer="sgd", lr=0.01), 0.1),
         "converged": converged,
         "converged-regression": lambda: _fixed_regression(),
