@@ -62,6 +62,7 @@ class Series:
         values: float64 (S,); NaN where it was NaN or infinite.
         lost: int64, the steps at which it was NaN or infinite.
         named: the finding is about this one.
+        told: it has a name in the legend; of many at one step, only some have.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Series:
     values: np.ndarray
     lost: np.ndarray
     named: bool = False
+    told: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,19 @@ def evidence_of(run: Run, mark: Mark) -> Evidence:
     metric, sites = mark.metric, mark.sites or tuple(filter(None, [mark.site]))
     title = SAYS.get(metric, metric.replace("_", " "))
     found = _columns(run, mark, sites)
+    if not len(found) and not mark.edges:
+        # Measured by edge only, as the orders of a crossing: those of the site itself.
+        edges = tuple(
+            c.edge
+            for c in run.columns
+            if (c.kind, c.metric, c.site) == (mark.kind, metric, mark.site)
+        )
+        if edges:
+            mark, sites = mark._replace(edges=edges), (mark.site,)
+            found = _columns(run, mark, sites)
+            title = f"{title} at {shorten(mark.site, 40)}"
     if not len(found):
-        whose = f" of {shorten(sites[0], 60)}" if len(sites) == 1 else ""
+        whose = f" of {_listed([*sites])}" if sites else ""
         return Evidence(f"Nothing to draw: the {title}{whose} was not recorded.")
     if mark.kind == "scalar" and len(set(found.names)) == 1:
         title = shorten(found.names[0], 60)
@@ -144,9 +157,12 @@ def evidence_of(run: Run, mark: Mark) -> Evidence:
         note = f"{note} Not recorded: {_listed(unknown)}.".strip()
     once = len(np.unique(np.concatenate([s.steps for s in every]))) == 1
     kept = _worth_a_line(every, mark) if len(every) > LINES else [*range(len(every))]
-    rest = [i for i in range(len(every)) if i not in kept]
-    lines = [every[i] for i in kept]
-    band = _band([every[i] for i in rest])
+    if once:
+        lines = [replace(s, told=i in kept) for i, s in enumerate(every)]
+        band = None
+    else:
+        lines = [every[i] for i in kept]
+        band = _band([s for i, s in enumerate(every) if i not in kept])
     reference, limits = _reference(run, mark), _limits(run, mark)
     values = _values(lines, band, reference, limits)
     scale = _scale(mark, values)
@@ -168,11 +184,8 @@ def evidence_of(run: Run, mark: Mark) -> Evidence:
 
 
 def _columns(run: Run, mark: Mark, sites: tuple[str, ...]) -> Grid:
-    """The columns that a view names: its edges, or the sites' own numbers, or, where a kind is
-    measured by edge only (the orders of a crossing), all edges."""
+    """The columns that a view names: its edges, or the sites' own numbers."""
     own = grid(run, mark.kind, mark.metric, edges=bool(mark.edges))
-    if not mark.edges and not set(own.names) & set(sites):
-        own = grid(run, mark.kind, mark.metric, edges=True)
     keep = [
         j
         for j, (name, edge) in enumerate(zip(own.names, own.edges, strict=True))

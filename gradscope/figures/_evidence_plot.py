@@ -30,10 +30,14 @@ ENTRY, LETTER = 0.155, 0.063
 """Inches that a line of the legend is high, and that a letter is wide, about."""
 ASIDE = 2.1
 """Inches for the legend, so that the axes of most findings are alike; more for long names."""
+MARKS = 50
+"""Marks at an edge of the axes, at most, of one line."""
 FEW = 3
 """Steps up to which points are drawn beside the lines."""
 
 REFERENCE: dict[str, Any] = {"lw": 1.1, "ls": (0, (1, 1.2))}
+CROSS: dict[str, Any] = {"marker": "x", "ls": "", "ms": 4.5}
+ZERO: dict[str, Any] = {"marker": "v", "ls": "", "ms": 4.5}
 REST: dict[str, Any] = {"lw": 0, "alpha": 0.3}
 
 Entry = tuple[Any, str]
@@ -135,17 +139,18 @@ def _profile(axes: Axes, found: Evidence, colours: list[Any], theme: Theme) -> l
     entries: list[Entry] = []
     for i, (s, colour) in enumerate(zip(found.lines, colours, strict=True)):
         look: dict[str, Any] = {"color": colour, "marker": "o", "ls": "", "ms": 7 if s.named else 5}
+        if not s.told:
+            look |= {"color": theme.muted, "ms": 3}
         axes.plot([i] * len(s.values), s.values, **look)
-        entries.append((Line2D([], [], **look), s.name))
+        if s.told:
+            entries.append((Line2D([], [], **look), s.name))
+    if quiet := len(found.lines) - len(entries):
+        look = {"color": theme.muted, "marker": "o", "ls": "", "ms": 3}
+        entries.append((Line2D([], [], **look), f"{quiet} more"))
     if found.reference is not None:
         look = REFERENCE | {"color": theme.ink}
         axes.plot(*_across(found, found.reference), **look)
         entries.append((Line2D([], [], **look), found.reference.name))
-    if found.band is not None:
-        low, high = float(found.band.low[-1]), float(found.band.high[-1])
-        grey = REST | {"color": theme.muted}
-        axes.axhspan(low, high, **grey)
-        entries.append((Patch(**grey), found.band.name))
     count = len(found.lines)
     axes.set_xlim(-0.6, count - 0.4)
     axes.set_xticks([])
@@ -191,21 +196,33 @@ def _span(axes: Axes, found: Evidence, colour: str) -> Entry:
 def _beyond(axes: Axes, found: Evidence, colours: list[Any], theme: Theme) -> list[Entry]:
     """Marks at the edges for what an axis can't show: NaN and infinity, and 0 on a log scale."""
     entries: list[Entry] = []
-    at = axes.get_xaxis_transform()
-    places = [np.full(1, float(i)) if found.once else None for i in range(len(found.lines))]
-    cross: dict[str, Any] = {"marker": "x", "ls": "", "ms": 4.5, "color": theme.nonfinite}
+    for i, (s, colour) in enumerate(zip(found.lines, colours, strict=True)):
+        _at_edge(axes, found, i, s.lost, 0.96, CROSS | {"color": theme.nonfinite})
+        if found.scale == "log":
+            zero = s.steps[s.values == 0]
+            _at_edge(axes, found, i, zero, 0.03, ZERO | {"color": colour})
     if any(len(s.lost) for s in found.lines):
-        for s, place in zip(found.lines, places, strict=True):
-            steps = s.lost if place is None else place[: len(s.lost)]
-            axes.plot(steps, np.full(len(steps), 0.96), transform=at, clip_on=False, **cross)
-        entries.append((Line2D([], [], **cross), "NaN or infinite"))
+        look = CROSS | {"color": theme.nonfinite}
+        entries.append((Line2D([], [], **look), "NaN or infinite"))
     if found.scale == "log" and any((s.values == 0).any() for s in found.lines):
-        for s, place, colour in zip(found.lines, places, colours, strict=True):
-            steps = s.steps[s.values == 0] if place is None else place[: int((s.values == 0).sum())]
-            y = np.full(len(steps), 0.03)
-            axes.plot(steps, y, "v", ms=4.5, color=colour, transform=at, clip_on=False)
-        entries.append((Line2D([], [], marker="v", ls="", ms=4.5, color=theme.muted), "exactly 0"))
+        look = ZERO | {"color": theme.muted}
+        entries.append((Line2D([], [], **look), "exactly 0"))
     return entries
+
+
+def _at_edge(
+    axes: Axes, found: Evidence, place: int, steps: np.ndarray, y: float, look: dict[str, Any]
+) -> None:
+    """Marks at a height of the axes; at most `MARKS`, where they would run into one another."""
+    if not len(steps):
+        return
+    x = np.full(1, place) if found.once else steps
+    if len(x) > MARKS:
+        first, last = found.steps[0], found.steps[-1]
+        _, one_each = np.unique((x - first) * MARKS // (last - first + 1), return_index=True)
+        x = x[one_each]
+    where = axes.get_xaxis_transform()
+    axes.plot(x, np.full(len(x), y), transform=where, clip_on=False, **look)
 
 
 def _scale(axes: Axes, found: Evidence, theme: Theme) -> None:

@@ -143,6 +143,9 @@ def test_crossings_are_lines_by_the_softmaxes_crossed():
         "1 softmax crossed",
         "2 softmaxes crossed",
     ]
+    ladder_of = mark("crossing", "grad_norm", ["l.0.s", "l.1.s", "l.2.s"], last=20)
+    assert [s.name for s in evidence_of(made, ladder_of).lines] == [s.name for s in found.lines]
+    assert found.title.endswith("at l.0.s") and not evidence_of(made, ladder_of).note
 
 
 @pytest.mark.parametrize(
@@ -194,12 +197,14 @@ def test_sites_without_numbers_are_named():
     assert "gone" in evidence_of(made, mark("module", "grad_norm", ["a", "gone"])).note
 
 
-@pytest.mark.parametrize("sites", ([], ["gone"], ["gone", "too"]))
-def test_no_numbers_are_a_sentence_and_no_figure(sites):
+@pytest.mark.parametrize(
+    ("sites", "whose"), [([], ""), (["gone"], " of gone"), (["gone", "too"], " of gone, too")]
+)
+def test_no_numbers_are_a_sentence_and_no_figure(sites, whose):
     made = run(rows_of("module", "grad_norm", {"a": 1.0}))
     absent = mark("parameter", "weight_norm", sites)
     found = evidence_of(made, absent)
-    assert found.missing.endswith("was not recorded.") and "norm of the weights" in found.missing
+    assert found.missing == f"Nothing to draw: the norm of the weights{whose} was not recorded."
     assert evidence(made, absent) is None
 
 
@@ -240,6 +245,24 @@ def test_one_step_is_points_side_by_side_in_forward_order():
     (limit,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert limit.get_ydata() == pytest.approx([0.1, 0.1])
     assert "at step 0" in axes.get_xlabel()
+
+
+def test_at_one_step_every_site_is_a_point_and_the_few_that_matter_have_a_name():
+    made = run(ladder(0.5, layers=40, steps=1, noise=0.0))
+    names = [f"layers.{k}.out" for k in range(40)]
+    found = evidence_of(made, mark("module", "grad_norm", names, last=0))
+    assert len(found.lines) == 40 and found.band is None
+    assert [s.name for s in found.lines if s.told] == ["layers.0.out", "layers.39.out"]
+    figure = evidence(made, mark("module", "grad_norm", names, last=0))
+    assert legend(figure) == ["layers.0.out", "layers.39.out", "38 more"]
+
+
+def test_marks_at_an_edge_are_thinned_where_they_would_touch():
+    rows = [(s, "a", "module", "", "grad_norm", np.nan) for s in range(1000)]
+    rows += [(s, "b", "module", "", "grad_norm", 1.0) for s in range(1000)]
+    axes = evidence(run(rows), mark("module", "grad_norm", "ab", last=999)).axes[0]
+    (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+    assert crosses.get_xdata().tolist() == list(range(0, 1000, 20))
 
 
 def test_nothing_finite_is_said():
