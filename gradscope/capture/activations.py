@@ -12,12 +12,11 @@ from torch import Tensor
 
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.taps import Gradients
-from gradscope.quantities.activation import SLOPES, Slope, flat_elements
-from gradscope.quantities.softmax import some_rows
+from gradscope.quantities.activation import SLOPES, Slope, openness
 from gradscope.run import Column
 
-SAMPLE_ELEMENTS = 1 << 15  # of one activation; at least MIN_ROWS rows of all its units
-MIN_ROWS = 64
+SAMPLE_ELEMENTS = 1 << 13  # of one activation; at least MIN_ROWS rows of all its units
+MIN_ROWS = 32
 WINDOW = 8  # measurements for which a unit must have been flat to count as dead
 CHANNELS_FIRST = ("Convolution", "MkldnnConvolution", "NativeBatchNorm", "CudnnBatchNorm")
 THROUGH = ("Add", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm", "Mul", "MaxPool")
@@ -95,12 +94,11 @@ class ActivationTap:
             return
         tensor, constants = saved
         rows = sampled_units(tensor, self._units_at)
-        lost = rows.isnan().any()  # a run that has diverged tells nothing of its units
-        flat = flat_elements(rows, self._slope, constants)
-        dead = self._activations.units(self._site).dead(~flat.all(0) & ~lost)
+        found = openness(rows, self._slope, constants)
+        dead = self._activations.units(self._site).dead(found.open_units)
         ledger = self._activations.ledger
-        for slot, value in ((self._flat_slot, flat.double().mean()), (self._dead_slot, dead)):
-            told = torch.where(lost, torch.nan, value)
+        for slot, value in ((self._flat_slot, found.saturated), (self._dead_slot, dead)):
+            told = torch.where(found.lost, torch.nan, value)
             ledger.add(slot, told.item() if told.is_cpu else told)
 
 
@@ -114,15 +112,28 @@ class _Constants:
 
 
 def sampled_units(x: Tensor, unit_dimension: int) -> Tensor:
-    """Rows (R, C) of an activation: a fixed sample of samples and positions, all units."""
-    units = x.movedim(unit_dimension, -1)
-    C = units.shape[-1]
-    total = units.numel() // max(C, 1)
-    chosen = some_rows(total, max(MIN_ROWS, SAMPLE_ELEMENTS // max(C, 1)))
-    if chosen is None:
-        return units.reshape(-1, C)
-    places = torch.unravel_index(chosen.to(x.device), units.shape[:-1])
-    return units[places]
+    """Rows (R, C) of an activation: samples and positions at even distances, all units.
+
+    Distances are odd, so that no power of two that is in the data's layout meets them.
+    """
+    if unit_dimension == -1 or x.dim() <= 2:
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[:: _distance(rows.shape[0], _wanted(rows.shape[1]))]
+    N, C = x.shape[:2]
+    positions = x.flatten(2)  # (N, C, S)
+    wanted = _wanted(C)
+    every_sample = _distance(N, wanted)
+    every_position = _distance(positions.shape[2], max(1, wanted // N))
+    some = positions[::every_sample, :, ::every_position]
+    return some.movedim(1, -1).reshape(-1, C)
+
+
+def _wanted(units: int) -> int:
+    return max(MIN_ROWS, SAMPLE_ELEMENTS // max(units, 1))
+
+
+def _distance(there: int, wanted: int) -> int:
+    return 1 if there <= wanted else there // wanted | 1
 
 
 def unit_dimension(node: Any) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FLAT = 0.02  # of the largest slope: |tanh| > 0.99, a sigmoid beyond ±5.3, a relu that is off
+FLAT = 0.02  # of the largest slope: |tanh| > 0.99, a sigmoid beyond ±5.3
 
 
 class Slope(NamedTuple):
@@ -22,53 +22,68 @@ class Slope(NamedTuple):
 
     Attributes:
         saved: "result" or "self", the output or the input.
-        of: (saved tensor, node) → slope, relative to the function's largest one.
-        off: whether its flat side is at 0: a unit that is always there is dead rather than
-            saturated.
+        of: (saved tensor, node) → slope relative to the function's largest one, or what is
+            large where the slope is.
+        flat: an element is saturated where that is at most this.
     """
 
     saved: str
     of: Callable[[Tensor, object], Tensor]
-    off: bool
+    flat: float = FLAT
 
 
 def _gelu(x: Tensor, node: object) -> Tensor:
     """Φ(x) + x φ(x), at most 1.129; the tanh approximation differs by less than 0.001."""
     cdf = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-    return (cdf + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)) / 1.129
+    return (cdf + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)).abs_() / 1.129
 
 
 def _silu(x: Tensor, node: object) -> Tensor:
     """σ(x)(1 + x(1 − σ(x))), at most 1.0998."""
     gate = torch.sigmoid(x)
-    return gate * (1 + x * (1 - gate)) / 1.0998
+    return (gate * (1 + x * (1 - gate))).abs_() / 1.0998
 
 
 def _within(x: Tensor, node: object) -> Tensor:
+    """Distance to the nearer of the two bounds, from inside."""
     low, high = node._saved_min_val, node._saved_max_val  # type: ignore[attr-defined]
-    return (~((x <= low) | (x >= high))).to(x.dtype)
+    return torch.minimum(x - low, high - x)
 
 
 SLOPES: dict[str, Slope] = {
-    "ReluBackward0": Slope("result", lambda y, _: (~(y <= 0)).to(y.dtype), True),
+    "ReluBackward0": Slope("result", lambda y, _: y, 0.0),
     "ThresholdBackward0": Slope(
         "self",
-        lambda x, node: (~(x <= node._saved_threshold)).to(x.dtype),  # type: ignore[attr-defined]
-        True,
+        lambda x, node: x - node._saved_threshold,  # type: ignore[attr-defined]
+        0.0,
     ),
-    "GeluBackward0": Slope("self", _gelu, True),
-    "SiluBackward0": Slope("self", _silu, True),
-    "EluBackward0": Slope("self", lambda x, _: torch.exp(x.clamp(max=0)), False),
-    "HardtanhBackward0": Slope("self", _within, False),
-    "TanhBackward0": Slope("result", lambda y, _: 1 - y * y, False),
-    "SigmoidBackward0": Slope("result", lambda y, _: 4 * y * (1 - y), False),
+    "HardtanhBackward0": Slope("self", _within, 0.0),
+    "GeluBackward0": Slope("self", _gelu),
+    "SiluBackward0": Slope("self", _silu),
+    "EluBackward0": Slope("self", lambda x, _: torch.exp(x.clamp(max=0))),
+    "TanhBackward0": Slope("result", lambda y, _: 1 - y * y),
+    "SigmoidBackward0": Slope("result", lambda y, _: 4 * y * (1 - y)),
 }
 
 
-def flat_elements(rows: Tensor, slope: Slope, node: object) -> Tensor:
-    """Which elements are saturated. rows: (R, C), what the node saved → bool (R, C).
+class Openness(NamedTuple):
+    """How much of an activation lets gradient through.
 
-    NaN is not: a run that has diverged is another matter.
+    Attributes:
+        saturated: (), share of the elements.
+        open_units: bool (C,), units with an element that is not saturated.
+        lost: (), whether an element is NaN: a run that has diverged is another matter.
     """
+
+    saturated: Tensor
+    open_units: Tensor
+    lost: Tensor
+
+
+def openness(rows: Tensor, slope: Slope, node: object) -> Openness:
+    """Measure an activation. rows: (R, C), what its node saved."""
     wide = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-    return slope.of(wide, node).abs() < FLAT
+    value = slope.of(wide, node)
+    peak = value.amax(0)  # many times cheaper than reducing booleans
+    opened = (value > slope.flat).sum()
+    return Openness(1 - opened.double() / value.numel(), peak > slope.flat, peak.isnan().any())

@@ -73,7 +73,7 @@ def test_fractions_equal_those_of_autograds_slopes(name, conv):
     flat = slopes(model, x, name) < FLAT
     units = flat.movedim(1, -1).reshape(-1, flat.shape[1])
     row = run.frame("activation").set_index("metric")["value"]
-    assert row["saturated_fraction"] == pytest.approx(float(flat.double().mean()), abs=0.002)
+    assert row["saturated_fraction"] == pytest.approx(float(flat.double().mean()), abs=0.004)
     assert row["dead_fraction"] == pytest.approx(float(units.all(0).double().mean()))
     assert 0 < row["dead_fraction"] < 1 or name in ("elu",)
 
@@ -103,7 +103,7 @@ def test_batches_of_one_do_not_look_dead_for_long():
 def test_a_sample_holds_whole_rows(dimension):
     x = torch.arange(64 * 6 * 40 * 40.0).view(64, 6, 40, 40)
     rows = sampled_units(x, dimension)
-    assert rows.numel() <= SAMPLE_ELEMENTS
+    assert SAMPLE_ELEMENTS / 4 <= rows.numel() <= 2 * SAMPLE_ELEMENTS
     everything = {
         tuple(r) for r in x.movedim(dimension, -1).reshape(-1, x.shape[dimension]).tolist()
     }
