@@ -164,9 +164,11 @@ def _over_time(signals: Signals) -> list[Finding]:
                 severity = "info"
         elif went.stuck:
             severity = "critical"
+    own = quiet_median(norms.values[:first], axis=0)  # what is usual for each site
     with np.errstate(invalid="ignore", divide="ignore"):
-        rises = norms.values[worst] / quiet_median(norms.values[:first], axis=0)
-    site = norms.sites[int(np.nanargmax(rises))] if np.isfinite(rises).any() else norms.sites[0]
+        rises = norms.values[worst] / own
+    at = int(np.nanargmax(rises)) if np.isfinite(rises).any() else 0
+    site = norms.sites[at]
     return [
         Finding(
             rule="exploding-gradient",
@@ -197,7 +199,7 @@ def _over_time(signals: Signals) -> list[Finding]:
                 f"usual {usual[worst]:.2g}, lower the learning rate or lengthen its warm-up, and "
                 "look at the batch of that step."
             ),
-            view=View(kind, "grad_norm", (site,), thresholds={"usual": float(usual[worst])}),
+            view=View(kind, "grad_norm", (site,), thresholds={"usual": float(own[at])}),
         )
     ]
 

@@ -91,3 +91,12 @@ def test_modules_stand_in_for_parameters():
 
 def test_no_norms():
     assert find(made.softmax("a", [0.5])) == Skipped("no gradient norms")
+
+
+def test_the_view_compares_the_parameter_with_its_own_usual_norm():
+    rows = burst(20, 1e4) + made.series("parameter", "calm", "grad_norm", [2.0] * 40)
+    (finding,) = find(rows)
+    own = [r[5] for r in rows if r[1] == finding.site and r[4] == "grad_norm" and r[0] < 20]
+    assert finding.view.sites == (finding.site,)
+    assert finding.view.thresholds["usual"] == pytest.approx(float(np.median(own)))
+    assert finding.evidence["grad_norm_usual"] > finding.view.thresholds["usual"]
