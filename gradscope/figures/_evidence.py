@@ -281,6 +281,7 @@ def _limits(run: Run, mark: Mark) -> list[Limit]:
         return [
             Limit(f"{pretty(label)}: {number(float(y))}", nowhere, np.array([float(y)]))
             for label, y in mark.thresholds.items()
+            if np.isfinite(y)
         ]
     base, what = _base(run, mark)
     if base is None:

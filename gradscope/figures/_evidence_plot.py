@@ -24,7 +24,7 @@ from gradscope.run import Run
 
 WIDTH, HEIGHT = 7.2, 2.2
 """Inches; higher where the legend is long."""
-LEFT, RIGHT, TOP, BOTTOM = 0.62, 0.12, 0.3, 0.44
+LEFT, RIGHT, TOP, BOTTOM = 0.76, 0.12, 0.3, 0.44
 """Inches around the axes: room for tick labels, the title and the name of the axis of steps."""
 ENTRY, LETTER = 0.155, 0.063
 """Inches that a line of the legend is high, and that a letter is wide, about."""

@@ -336,6 +336,15 @@ def test_what_is_written_stays_inside_the_figure_and_off_the_axes():
     assert tight.x0 >= 0 and tight.y0 >= 0 and tight.y1 <= whole.y1
 
 
+@pytest.mark.parametrize("size", (1.25e-8, 1.25e8, 12345.0, 0.00123))
+def test_tick_labels_stay_inside_the_figure(size):
+    made = run(rows_of("module", "grad_norm", {"a": size * (1 + np.arange(10.0) / 10)}))
+    figure = evidence(made, mark("module", "grad_norm", "a"))
+    drawn(figure)
+    assert figure.axes[0].get_yscale() == "linear"
+    assert figure.axes[0].get_tightbbox().x0 >= 0
+
+
 def test_every_finding_of_a_run_has_its_evidence():
     for view in build([stacked_attention(6), broken(4)]).findings:
         assert view.shown.missing or (view.shown.lines and view.shown.title)
