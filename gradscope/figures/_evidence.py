@@ -165,6 +165,8 @@ def evidence_of(run: Run, mark: Mark) -> Evidence:
         band = _band([s for i, s in enumerate(every) if i not in kept])
     reference, limits = _reference(run, mark), _limits(run, mark)
     values = _values(lines, band, reference, limits)
+    if all(len(s.values) and (s.values == 0).all() for s in every):
+        note = f"{note} Exactly 0 wherever it was recorded.".strip()
     scale = _scale(mark, values)
     ends = np.array([mark.first_step, mark.last_step])
     return Evidence(
@@ -347,6 +349,8 @@ def _extent(values: np.ndarray, scale: str) -> tuple[float, float]:
         if 1 - ZOOM < low < 1:
             return 1 - 1.25 * (1 - low), 1 + 0.06 * (1 - low)
         return -0.03, 1.03
+    if low == high == 0:
+        return -0.08, 1.08
     if low >= 0 and low < 0.5 * high:
         low = 0.0
     air = 0.08 * (high - low) or 0.08 * abs(high) or 1.0

@@ -208,6 +208,15 @@ def test_no_numbers_are_a_sentence_and_no_figure(sites, whose):
     assert evidence(made, absent) is None
 
 
+def test_what_is_0_throughout_is_told():
+    made = run(rows_of("parameter", "grad_norm", {"a": 0.0, "b": 0.0}))
+    found = evidence_of(made, mark("parameter", "grad_norm", "ab"))
+    assert found.note == "Exactly 0 wherever it was recorded."
+    assert found.scale == "linear" and found.limits[0] > -0.1
+    some = run(rows_of("parameter", "grad_norm", {"a": 0.0, "b": 1.0}))
+    assert not evidence_of(some, mark("parameter", "grad_norm", "ab")).note
+
+
 def test_the_steps_of_the_finding_are_shaded():
     made = run(rows_of("module", "grad_norm", {"a": 1.0}))
     figure = evidence(made, mark("module", "grad_norm", "a", first=20, last=50))
