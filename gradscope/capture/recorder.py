@@ -75,7 +75,9 @@ class Recorder:
         held = _held(optimizers) if optimizers else set(self._parameter_names)
         self._groups = _group_sizes(optimizers)
         self._parameters = Parameters(ledger, named, held, turns)
-        self._activations = Activations(ledger, turns)
+        # Reading an activation costs more than a copy of a weight, and matters less often.
+        rarely = 1 if update_every == 1 else max(2 * turns, 4)
+        self._activations = Activations(ledger, rarely)
         self._inputs = Inputs(ledger, self.paths, self.trouble)
         self._called: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         meta["nonfinite"] = []

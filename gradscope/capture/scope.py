@@ -66,7 +66,8 @@ def attach(
         every: record every n-th step, counted from 0.
         flush_every: seconds between writes; a killed process loses at most that much.
         update_every: training steps between two measurements of a parameter's update, which
-            needs a copy of the weights: parameters take turns.
+            needs a copy of the weights: parameters take turns. So do activations, half as often.
+            1 measures all of them at every recorded step.
         softmax_rows: of an attention softmax with more than 65,536 elements, measure a fixed
             "sample" of about 32,768 elements, or "all" rows. `Site.note` says which it was.
         first_step: number of the next optimizer step, where an earlier training is resumed.
