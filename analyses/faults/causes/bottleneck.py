@@ -51,7 +51,13 @@ def narrow_conv(channels: int) -> Training:
 stack = partial(setups.arrows, bottlenecks=True)
 
 # Layers that see each other through softmaxes only: known consequences of a chain of contents.
-CHAIN = ["softmax-borne", "diffuse-softmax", "vanishing-gradient", "no-update"]
+CHAIN = [
+    "softmax-borne",
+    "diffuse-softmax",
+    "starved-pathway",
+    "vanishing-gradient",
+    "no-update",
+]
 
 FAULT = Fault(
     "bottleneck",
@@ -76,7 +82,7 @@ FAULT = Fault(
             "san-anchored-3",
             partial(stack, "sla-anchored", layers=3),
             broken=partial(stack, "san-anchored", layers=3),
-            may=CHAIN,
+            may=[*CHAIN, "saturated-activation"],  # its latent states, when it has learned
             symptom=narrow(stack, ("san-anchored", 3), ("sla-anchored", 3)),
         ),
         Variant("copy-through-1-wide", partial(squeezed, 64, width=96),

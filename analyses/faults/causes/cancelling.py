@@ -70,7 +70,7 @@ class TwoHeads(nn.Module):
         return self.one(h), self.two(h)
 
 
-def opposed(sign: float, width: int = 32, depth: int = 2, recurrent: bool = False) -> Training:
+def opposed(sign: float, width: int = 32, depth: int = 2, lr: float = 0.5) -> Training:
     """Two regressions from one trunk with the same, fixed read-out; targets y and sign · y."""
     torch.manual_seed(0)
     trunk: nn.Module = nn.Sequential(nets.mlp([8, *[width] * depth]), nn.Tanh())
@@ -89,7 +89,7 @@ def opposed(sign: float, width: int = 32, depth: int = 2, recurrent: bool = Fals
         return F.mse_loss(one, y) + F.mse_loss(two, sign * y)
 
     batch = data.regression(outputs=4)
-    return setups.assemble(model, batch, loss, optimizer="sgd", lr=0.5, steps=400, every=10)
+    return setups.assemble(model, batch, loss, optimizer="sgd", lr=lr, steps=400, every=10)
 
 
 def reversal(sign: float, width: int = 32) -> Training:
@@ -150,8 +150,8 @@ FAULT = Fault(
         ),
         Variant(
             "opposed-regressions-wide",
-            partial(opposed, 1.0, width=96, depth=1),
-            broken=partial(opposed, -1.0, width=96, depth=1),
+            partial(opposed, 1.0, width=96, depth=1, lr=2.0),
+            broken=partial(opposed, -1.0, width=96, depth=1, lr=2.0),
         ),
     ],
 )

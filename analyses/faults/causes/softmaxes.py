@@ -128,6 +128,8 @@ PEAKED = Fault(
             partial(encoder, optimizer="momentum", lr=0.05),
             in_proj_times(150),
             symptom=peaked(0.3),  # as above
+            # Rows that are the sum of one or two values: rectifiers behind them die.
+            may=["starved-pathway", "no-update", "vanishing-gradient", "dead-units"],
         ),
         Variant(
             "sla-large-scores", partial(setups.arrows, "sla", layers=3), weights_times(200, "score")

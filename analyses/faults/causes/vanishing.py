@@ -43,6 +43,10 @@ def autoencoder(activation: nets.Activation, gain: float | None) -> Training:
 
 deep = partial(setups.mlp, optimizer="sgd", lr=0.05)
 
+# Attention that gets no gradient stays uniform (diffuse-softmax), passes on 1/n to what lies behind
+# it (starved-pathway), and is the only way back (softmax-borne).
+UNIFORM = ["no-update", "diffuse-softmax", "softmax-borne", "starved-pathway"]
+
 FAULT = Fault(
     "vanishing",
     must=[["vanishing-gradient"]],
@@ -73,19 +77,20 @@ FAULT = Fault(
             broken=partial(setups.cell, "tanh", length=40, radius=0.5),
         ),
         Variant(
-            # Uniform attention passes 1/n at most (diffuse-softmax), over softmaxes only
-            # (softmax-borne), and a vector is all that layers hand on (information-bottleneck).
+            # A vector is all that layers hand on (information-bottleneck).
             "attention-chain-6",
             healthy=partial(setups.arrows, "sla", layers=6),
+            # Where it has learned to point, half of the latent states are at tanh's ends.
+            healthy_may=["saturated-activation"],
             broken=partial(setups.arrows, "san-chain", layers=6),
-            may=["no-update", "diffuse-softmax", "softmax-borne", "information-bottleneck"],
+            may=[*UNIFORM, "information-bottleneck"],
             symptom=decays(2, "from_query"),
         ),
         Variant(
             "transformer-8-no-skip",
             healthy=partial(plain_transformer, 8, True),
             broken=partial(plain_transformer, 8, False),
-            may=["no-update", "diffuse-softmax", "softmax-borne"],
+            may=UNIFORM,
         ),
         Variant(
             "sigmoid-autoencoder",
@@ -115,7 +120,7 @@ FAULT = Fault(
         Variant(
             "attention-chain-8-anchored",
             broken=partial(setups.arrows, "san-chain", layers=8, hidden=24),
-            may=["no-update", "diffuse-softmax", "softmax-borne", "information-bottleneck"],
+            may=[*UNIFORM, "information-bottleneck"],
             symptom=decays(2, "from_query"),
         ),
         Variant(
