@@ -13,6 +13,7 @@ def net(seed=0):
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
+@pytest.mark.supports(loop="clipping by norm", shows=["parameters", "scalars"])
 @pytest.mark.parametrize("limit", [0.01, 1e6])
 @pytest.mark.parametrize("norm_type", [2.0, float("inf")])
 def test_clipping_norm_before_factor_and_gradients_after(limit, norm_type):
@@ -60,6 +61,7 @@ def test_clipping_is_put_back():
     assert clip_grad._clip_grads_with_norm_ is original
 
 
+@pytest.mark.supports(loop="GradScaler, steps skipped", shows=["parameters", "scalars"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_skipped_step_is_no_step_and_is_marked(fused):
     model = net()

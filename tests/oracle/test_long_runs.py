@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,46 @@ def test_memory_does_not_grow_with_recorded_steps(tmp_path):
     run = gradscope.load(tmp_path / "run.pt")
     assert run.steps.tolist() == list(range(warm + more))
     assert len(run.scalars()["loss"]) == warm + more
+
+
+TEN_THOUSAND = """
+    import sys, torch, gradscope
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def megabytes():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096 / 1e6
+
+    with gradscope.attach(
+        model, optimizer=optimizer, out=sys.argv[1], every=1, flush_every=0.2
+    ) as scope:
+        for step in range(10_000):
+            loss = model(torch.randn(2 + step % 7, 3)).square().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scope.log(loss=loss)
+            if step in (2_000, 9_999):
+                print(megabytes(), flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+def test_ten_thousand_recorded_steps_take_no_more_memory_than_two_thousand(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TEN_THOUSAND), str(tmp_path / "run.pt")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    early, late = map(float, done.stdout.split())
+    # Held as they are written, the numbers of 8,000 steps would be 4 MB and more.
+    assert late - early < 2, f"{early} MB at step 2,000 and {late} MB at step 9,999"
+    assert len(gradscope.load(tmp_path / "run.pt").steps) == 10_000
 
 
 SCRIPT = """
