@@ -161,7 +161,8 @@ _NO_STEPS = np.array([], dtype=np.int64)
 def is_training_loss(name: str) -> bool:
     """Whether a logged scalar is the training loss, by its name."""
     parts = re.split(r"[^a-z0-9]+", name.lower())
-    return "loss" in parts and not {"val", "valid", "validation", "test", "eval"} & set(parts)
+    aside = {"val", "valid", "validation", "test", "eval", "scale"}
+    return "loss" in parts and not aside & set(parts)
 
 
 def quiet_median(values: np.ndarray, axis: int | None = None) -> np.ndarray:

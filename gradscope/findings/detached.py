@@ -93,7 +93,7 @@ def _finding(
             if ran
             else "Use them, or set requires_grad to False and leave them out of the optimizer."
         ),
-        view=View("parameter", "weight_norm", tuple(names)),
+        view=View("parameter", "grad_norm", tuple(names)),
     )
 
 

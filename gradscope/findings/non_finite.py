@@ -164,11 +164,11 @@ def _message(
 def _place(origin: dict[str, Any]) -> str:
     where, operation = origin["where"], origin["operation"]
     if not where:
-        return f"`{operation}`"
+        return f"{operation}"
     module = where.rpartition(":")[0]
     if module == "(outside)":
-        return f"`{operation}`, after the model,"
-    return f"`{operation}` in {'the model' if module == '(output)' else named(module)}"
+        return f"{operation}, after the model,"
+    return f"{operation} in {'the model' if module == '(output)' else named(module)}"
 
 
 def _remedy(in_forward: bool, ongoing: bool, origin: dict[str, Any]) -> str:
@@ -202,7 +202,7 @@ def _remedy(in_forward: bool, ongoing: bool, origin: dict[str, Any]) -> str:
     )
 
 
-LOGARITHM = "Clamp what goes in (x.clamp_min(1e-6)), or compute in log space (log_softmax)."
+LOGARITHM = "Clamp what goes in (x.clamp_min(ε)), or compute in log space (log_softmax)."
 FORWARD_REMEDIES = {
     "log": LOGARITHM,
     "log2": LOGARITHM,
