@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+import gradscope
 from analyses.faults.corpus import chosen
 from analyses.faults.judging import score
 from analyses.faults.recordings import path_of, record_missing
@@ -31,14 +31,12 @@ def main(
     cases = chosen(only, split)
     if not cases:
         raise typer.BadParameter(f"no case is called {only!r}")
-    began = time.process_time()
     missing = sum(not path_of(c, any_capture=kept).exists() for c in cases)
     failed: dict[str, str] = {}
     recorded = record_missing(cases, jobs=jobs, any_capture=kept)
     for case, trouble in track(recorded, "recording", total=missing, console=console):
         if trouble:
             failed[case.name] = trouble
-    seconds = time.process_time() - began
     cases = [c for c in cases if c.name not in failed]
     judged = score(cases, jobs=jobs, kept=kept, console=console if findings else None)
     table = score_table(judged)
@@ -46,6 +44,8 @@ def main(
     for name, trouble in failed.items():
         console.print(f"[red]not recorded: {name}: {trouble}")
     if out is not None:
+        runs = [gradscope.load(path_of(c, any_capture=kept)) for c in cases]
+        seconds = sum(run.meta["timings"]["seconds"] for run in runs)
         write(out, table, judged, seconds)
 
 

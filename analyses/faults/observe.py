@@ -39,6 +39,7 @@ class Checkpoint:
         saturated: likewise, share of values at the ends of tanh, sigmoid, hardtanh.
         entropies: mean normalised entropy of every softmax called in the model.
         agreement: of every tensor that several modules are called with, ‖Σ g_e‖/√Σ‖g_e‖².
+        edge_shares: of every such tensor, the smallest ‖g_e‖/√Σ‖g_e‖² that is not 0.
         lost_in_half: share of the elements whose float32 gradient isn't 0 that are 0.
     """
 
@@ -51,6 +52,7 @@ class Checkpoint:
     saturated: dict[str, float] = field(default_factory=dict)
     entropies: list[float] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
+    edge_shares: list[float] = field(default_factory=list)
     lost_in_half: float = 0.0
 
     def smallest_share(self) -> float:
@@ -193,7 +195,12 @@ def _probe(training: Training, step: int, half: bool) -> tuple[Checkpoint, set[s
             found.ladder.append((name, g.float().square().mean().sqrt().item()))
     edges = iter(given[len(named) + len(calls) :])
     for group in (g for g in shared.values() if len(g) > 1):
-        found.agreement += _agreement([next(edges, None) for _ in group])
+        there = [e.flatten() for e in (next(edges, None) for _ in group) if e is not None]
+        norms = [float(e.norm()) for e in there if bool((e != 0).any())]
+        if len(norms) > 1:
+            together = math.hypot(*norms)
+            found.agreement.append(float(torch.stack(there).sum(0).norm()) / together)
+            found.edge_shares.append(min(norms) / together)
     elements = sum(p.numel() for p in named.values())
     zeros = 0
     for n, p in named.items():
@@ -263,14 +270,6 @@ def _gates(watch: _Watch, name: str) -> Callable[..., None]:
             watch.ends(name, sums.sigmoid(), 0.0, 1.0)
 
     return hook
-
-
-def _agreement(edges: list[Tensor | None]) -> list[float]:
-    there = [e.flatten() for e in edges if e is not None]
-    squares = sum(float(e.square().sum()) for e in there)
-    if len(there) < 2 or not squares:
-        return []
-    return [float(torch.stack(there).sum(0).norm()) / math.sqrt(squares)]
 
 
 class _Watch(TorchFunctionMode):

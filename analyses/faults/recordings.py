@@ -55,10 +55,10 @@ def _home(case: Case) -> list[Path]:
     return found
 
 
-def source_key(case: Case) -> str:
-    """Of the case itself."""
+def source_key(case: Case, *others: str) -> str:
+    """Of the case itself, and of other files of this folder."""
     digest = hashlib.sha256(case.name.encode() + torch.__version__.encode())
-    for file in [*_home(case), *(HERE / name for name in BUILT_FROM)]:
+    for file in [*_home(case), *(HERE / name for name in (*BUILT_FROM, *others))]:
         digest.update(_text(file))
     return digest.hexdigest()[:10]
 

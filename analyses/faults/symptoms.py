@@ -304,7 +304,7 @@ def also(run: Observed) -> list[str]:
         "vanishing-gradient": typical >= 2,
         "exploding-gradient": typical <= -2 or run.decades()[0] <= -2,
         "non-finite": not run.finite,
-        "starved-pathway": max(c.smallest_share() for c in run.checkpoints) <= 1e-4,
+        "starved-pathway": max(min(c.edge_shares, default=1.0) for c in run.checkpoints) <= 1e-3,
         "cancelling-fork": max(min(c.agreement, default=9.0) for c in run.checkpoints) <= 0.1,
         "peaked-softmax": min(first.entropies, default=1.0) <= 0.05,
         "no-update": any(m <= 1e-7 for n, m in run.moved.items() if n not in run.without_gradient),

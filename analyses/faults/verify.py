@@ -38,7 +38,8 @@ NOT_FALLING = {
 def observed(name: str) -> Observed:
     """A case's observations, from the folder of recordings if they are there."""
     case = next(c for c in corpus() if c.name == name)
-    path = FOLDER / f"{name.replace('/', '__')}--{source_key(case)}.observed"
+    key = source_key(case, "observe.py")
+    path = FOLDER / f"{name.replace('/', '__')}--{key}.observed"
     if path.exists():
         return pickle.loads(path.read_bytes())
     found = observe(case.make, half=case.group == "underflow")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from analyses.faults import recordings
+from analyses.faults.amended import ADDED, as_first_labelled
 from analyses.faults.baselines import BASELINES
 from analyses.faults.case import same
 from analyses.faults.corpus import corpus
@@ -55,6 +56,14 @@ def test_a_twin_is_a_healthy_case(cases):
 def test_no_two_healthy_cases_are_the_same_run(cases):
     made = Counter(same(c.make) for c in cases if not c.fault)
     assert [m for m, k in made.items() if k > 1] == []
+
+
+def test_what_was_added_to_a_label_is_in_it(cases):
+    by_name = {c.name: c for c in cases}
+    for name, rules_added in ADDED.items():
+        case = by_name[name]
+        assert set(rules_added) <= case.may
+        assert as_first_labelled(case).may == case.may - set(rules_added)
 
 
 def test_every_label_names_a_rule_that_exists(cases):

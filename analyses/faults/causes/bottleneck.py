@@ -54,7 +54,6 @@ stack = partial(setups.arrows, bottlenecks=True)
 CHAIN = [
     "softmax-borne",
     "diffuse-softmax",
-    "starved-pathway",
     "vanishing-gradient",
     "no-update",
 ]
@@ -71,7 +70,7 @@ FAULT = Fault(
             "san-chain-4",
             partial(stack, "sla", layers=4),
             broken=partial(stack, "san-chain", layers=4),
-            may=CHAIN,
+            may=[*CHAIN, "starved-pathway"],  # what only uniform attention reads
             symptom=narrow(stack, ("san-chain", 4), ("sla", 4)),
         ),
         Variant("classifier-through-1", partial(narrow_classifier, 48),

@@ -90,16 +90,25 @@ def in_proj_times(factor: float) -> Change:
 lookup = partial(setups.transformer, on="lookup", batch=32)
 slowly = partial(lookup, optimizer="momentum", lr=0.1, steps=300, every=10)
 
+# Where attention is the only way, what lies before it gets no gradient, either.
+NOTHING_BEFORE = ["starved-pathway", "no-update", "vanishing-gradient"]
+
 PEAKED = Fault(
     "peaked",
     must=[["peaked-softmax"]],
-    # Queries and keys behind a one-hot softmax get no gradient, nor does what lies before them.
-    may=["starved-pathway", "no-update", "vanishing-gradient"],
+    # Queries and keys behind a one-hot softmax get no gradient.
+    may=["starved-pathway", "no-update"],
     symptom=peaked(0.15),
     variants=[
         Variant("transformer-logits-times-300", slowly, logits_times(300)),
         # Positions with the same value tie: a fifth of the entropy stays, whatever the logits.
-        Variant("pool-logits-times-1000", setups.pool, logits_times(1000), symptom=peaked(0.3)),
+        Variant(
+            "pool-logits-times-1000",
+            setups.pool,
+            logits_times(1000),
+            symptom=peaked(0.3),
+            may=NOTHING_BEFORE,
+        ),
         Variant(
             "transformer-no-sqrt-d",
             partial(lookup, dim=64, heads=1),
@@ -118,7 +127,6 @@ PEAKED = Fault(
             may=[
                 "starved-pathway",
                 "no-update",
-                "vanishing-gradient",
                 "update-too-large",
                 "exploding-gradient",
             ],
@@ -129,7 +137,7 @@ PEAKED = Fault(
             in_proj_times(150),
             symptom=peaked(0.3),  # as above
             # Rows that are the sum of one or two values: rectifiers behind them die.
-            may=["starved-pathway", "no-update", "vanishing-gradient", "dead-units"],
+            may=[*NOTHING_BEFORE, "dead-units"],
         ),
         Variant(
             "sla-large-scores", partial(setups.arrows, "sla", layers=3), weights_times(200, "score")
@@ -138,6 +146,7 @@ PEAKED = Fault(
             "post-norm-3-logits-times-1000",
             partial(slowly, depth=3, norm="post", lr=0.03),
             logits_times(1000),
+            may=NOTHING_BEFORE,
         ),
     ],
 )

@@ -41,31 +41,34 @@ def never_zeroed(training: Training) -> None:
     training.step = step
 
 
+# Weights thrown about: gradients burst, units die or saturate, logits get large, numbers overflow.
+THROWN = [
+    "exploding-gradient",
+    "non-finite",
+    "dead-units",
+    "saturated-activation",
+    "peaked-softmax",
+    "no-update",  # of units that died
+]
+
+# Nothing passes units that died.
+DIED = [*THROWN, "vanishing-gradient"]
+
 FAULT = Fault(
     "too-large",
     must=[["update-too-large"]],
-    # Weights thrown about: gradients burst, units die or saturate, logits get large, numbers
-    # overflow.
-    may=[
-        "exploding-gradient",
-        "non-finite",
-        "dead-units",
-        "saturated-activation",
-        "peaked-softmax",
-        "no-update",  # of units that died
-        "vanishing-gradient",  # nothing passes them
-    ],
+    may=THROWN,
     symptom=overshoots(),
     variants=[
-        Variant("mlp-sgd-lr-30", setups.mlp, learning_rate(30.0)),
+        Variant("mlp-sgd-lr-30", setups.mlp, learning_rate(30.0), may=DIED),
         Variant("conv-momentum-lr-3", setups.conv, learning_rate(3.0)),
         Variant("transformer-adam-lr-1", setups.transformer, learning_rate(1.0)),
         Variant("gru-adam-lr-3", partial(setups.cell, "gru", on="majority"), learning_rate(3.0)),
         Variant("residual-mlp-summed-loss", partial(setups.residual_mlp, lr=0.1), summed),
         Variant("mlp-adam-lr-1", partial(setups.mlp, depth=4, optimizer="adam", lr=1e-3),
-                learning_rate(1.0)),
+                learning_rate(1.0), may=DIED),
         Variant("conv-never-zeroed", partial(setups.conv, optimizer="sgd", lr=0.1, norm=True),
                 never_zeroed),
-        Variant("sla-adam-lr-1", partial(setups.arrows, "sla", layers=2), learning_rate(1.0)),
+        Variant("sla-adam-lr-1", partial(setups.arrows, "sla", layers=2), learning_rate(1.0), may=DIED),
     ],
 )  # fmt: skip
