@@ -58,6 +58,14 @@ METRICS: dict[str, Metric] = {
     "shard_weight_norm": Metric("unit of the parameter", "‖w‖₂ of that part before the step"),
     "shard_update_norm": Metric("unit of the parameter", "‖w_after − w_before‖₂ of that part"),
     "entropy": Metric("fraction", "H(p) / log n, mean over softmax rows p of length n"),
+    "evenness": Metric(
+        "fraction",
+        "Σ H(p) / Σ log m over softmax rows, m the entries with p > 1e-30 (Pielou): 1 for a "
+        "uniform softmax, also under a mask",
+    ),
+    "uniform_gain": Metric(
+        "fraction", "mean 1/m over softmax rows: the gain of a uniform softmax of that many entries"
+    ),
     "max_prob": Metric("probability", "max p, mean over softmax rows"),
     "jacobian_norm": Metric("", "‖diag(p) − ppᵀ‖_F, mean over softmax rows"),
     "gain": Metric("fraction", "‖Jᵀg‖ / ‖g‖ across the softmax, all measured rows together"),
@@ -71,7 +79,7 @@ METRICS: dict[str, Metric] = {
     ),
     "input_rms": Metric("unit of the data", "√ of the mean square of what the model reads"),
     "input_offset": Metric("", "|mean| / standard deviation of what the model reads"),
-    "input_spread": Metric("", "RMS of the largest feature over that of the median feature"),
+    "input_peak": Metric("unit of the data", "root mean square of the largest feature"),
     "subnormal_fraction": Metric(
         "fraction",
         "share of the elements of a float16 gradient, other than 0, below 6.1e-5, where its "

@@ -163,6 +163,8 @@ def _outputs_finite(graph: Graph) -> dict[int, bool]:
                 if producer is not None:
                     known.setdefault(graph.index[producer], _finite(tensor))
     for i, node in enumerate(graph.nodes):
+        if _divides_by_zero(node):
+            known[i] = False
         again = AGAIN.get(node.name())
         if i in known or again is None or any(_gone(t) for _, t in _readable(node)):
             continue
@@ -171,6 +173,17 @@ def _outputs_finite(graph: Graph) -> dict[int, bool]:
         except (RuntimeError, TypeError, AttributeError):  # an operand was not saved
             continue
     return known
+
+
+def _divides_by_zero(node: Any) -> bool:
+    """x / 0 is finite for no x, which need not have been saved."""
+    if node.name() != "DivBackward0":
+        return False
+    raw = node._raw_saved_other
+    if raw is None or getattr(raw, "unpack_hook", None) is not None:
+        return False
+    divisor = node._saved_other
+    return isinstance(divisor, Tensor) and bool((divisor == 0).any())
 
 
 def _reaching(graph: Graph, finite: dict[int, bool]) -> set[int]:

@@ -25,7 +25,7 @@ from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
 from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call, CallRecorder
-from gradscope.graph.walk import Graph, walk
+from gradscope.graph.walk import Graph, following, walk
 from gradscope.graph.wrappers import has_flat_parameters, module_paths, unwrapped
 
 PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
@@ -241,7 +241,7 @@ class Recorder:
             )
             self._plans.insert(0, (key, plan))
             del self._plans[PLANS:]
-            self._adopt(graph)
+            self._adopt(graph, outer.start)
         self._hung += plan.hang(graph)
         self._nonfinite.forward_done(outer.start, outer.end, plan)
         self._writer.spent += time.perf_counter() - began
@@ -391,11 +391,15 @@ class Recorder:
             self._groups = sizes
             self._parameters.held_now(_held(self.optimizers))
 
-    def _adopt(self, graph: Graph) -> None:
-        """Parameters that the model uses but does not list: layers in a Python list, say."""
+    def _adopt(self, graph: Graph, start: int) -> None:
+        """Parameters that the model uses but does not list: layers in a Python list, say.
+
+        Nodes numbered below `start` are another model's, whose result this one reads.
+        """
         if self._spread:
             return  # the graph holds others than the module, which lists its shards
-        for node in graph.nodes:
+        own = (n for node in graph.nodes if node._sequence_nr() >= start for n in following(node))
+        for node in own:
             leaf = getattr(node, "variable", None)
             if isinstance(leaf, nn.Parameter) and id(leaf) not in self._parameter_names:
                 name = f"(unregistered).{self._unregistered}"

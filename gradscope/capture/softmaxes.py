@@ -28,7 +28,7 @@ from gradscope.run import Column
 SoftmaxRows = Literal["sample", "all"]
 SOFTMAX_ROWS: tuple[SoftmaxRows, ...] = get_args(SoftmaxRows)
 
-STATE = ("entropy", "max_prob", "jacobian_norm")
+STATE = ("entropy", "max_prob", "jacobian_norm", "evenness", "uniform_gain")
 # Softmaxes of up to this many elements are measured whole, larger ones on a sample of rows
 # with about this many elements, unless all rows are asked for. What a sample costs in
 # accuracy, as relative root-mean-square error in per cent, was measured on random queries and
@@ -64,16 +64,31 @@ class Gain:
                 yield self.column, read[self.leaving] / read[self.arriving]
 
 
-class RowMeans:
-    """Means over the measured rows of a step, whose micro-batches may differ in size."""
+SUMS = ("entropy", "max_prob", "jacobian_norm", "H", "log m", "uniform_gain", "rows")
 
-    def __init__(self, sums: list[int], rows: int, columns: list[Column]) -> None:
-        self.sums, self.rows, self.columns = sums, rows, columns
+
+class RowMeans:
+    """Means over the measured rows of a step, whose micro-batches may differ in size.
+
+    Args:
+        sums: slots of `SUMS`.
+    """
+
+    def __init__(self, sums: list[int], site: str) -> None:
+        self.sums, self.site = dict(zip(SUMS, sums, strict=True)), site
 
     def emit(self, read: Read) -> Any:
+        total = {name: read[slot] for name, slot in self.sums.items()}
         with np.errstate(divide="ignore", invalid="ignore"):
-            for slot, column in zip(self.sums, self.columns, strict=True):
-                yield column, read[slot] / read[self.rows]
+            for metric in STATE:
+                if metric != "evenness":
+                    yield self._column(metric), total[metric] / total["rows"]
+            # Rows of one entry have no choice, and no say.
+            even = np.where(total["log m"] > 0, total["H"] / total["log m"], 0.0)
+            yield self._column("evenness"), even
+
+    def _column(self, metric: str) -> Column:
+        return Column(self.site, "softmax", "", metric)
 
 
 class SoftmaxTap:
@@ -88,12 +103,8 @@ class SoftmaxTap:
         self, ledger: Ledger, site: str, fused: bool, rows: SoftmaxRows, unseen: Any
     ) -> None:
         self._ledger = ledger
-        *sums, rows_slot = (
-            ledger.slot("softmax sum", site, metric, mode="sum") for metric in (*STATE, "rows")
-        )
-        self._sums = [*sums, rows_slot]
-        means = RowMeans(sums, rows_slot, [Column(site, "softmax", "", m) for m in STATE])
-        ledger.emitter_once(("state", site), means, [rows_slot])
+        self._sums = [ledger.slot("softmax sum", site, name, mode="sum") for name in SUMS]
+        ledger.emitter_once(("state", site), RowMeans(self._sums, site), self._sums[-1:])
         self._arriving = ledger.slot("gain in", site)
         self._leaving = ledger.slot("gain out", site)
         gain = Gain(self._arriving, self._leaving, Column(site, "softmax", "", "gain"))

@@ -6,6 +6,7 @@ than its cause does (`_FOLLOWS`) becomes a note: one story is one alarm.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from gradscope.findings._finding import SEVERITIES, Finding
@@ -171,7 +172,8 @@ def _update_came_first(explosion: Finding, update: Finding) -> bool:
 
 
 def _structures(finding: Finding) -> set[str]:
-    """The repeated structures a finding lies in: "layers." of "layers.3.softmax"."""
+    """The repeated structures a finding lies in, "layers." of "layers.3.softmax", or else the
+    model's parts, "attention" of "attention.query:addmm"."""
     view = finding.view
-    roles = (role_of(place)[0] for place in (finding.site, *view.sites, *view.edges))
-    return {role.split("*")[0] for role in roles if "*" in role}
+    roles = [role_of(place)[0] for place in (finding.site, *view.sites, *view.edges)]
+    return {role.split("*")[0] if "*" in role else re.split("[.:]", role)[0] for role in roles}

@@ -42,6 +42,12 @@ def whole_modules(names: list[str], state: dict[str, str]) -> set[str]:
     return {m for m, members in modules.items() if all(n in state for n in members)}
 
 
+def cleared(signals: Signals) -> bool:
+    """Whether gradients reach the model's modules, and are gone when the optimizer steps."""
+    modules, norms = (signals.matrix(kind, "grad_norm") for kind in ("module", "parameter"))
+    return bool((modules.values > 0).any()) and not bool((norms.values != 0).any())
+
+
 def never_a_gradient(signals: Signals) -> list[str]:
     """Parameters that were in no graph of a loss, at no recorded step."""
     norms = signals.matrix("parameter", "grad_norm")

@@ -7,10 +7,14 @@ between the two, or the model's result never uses it.
 
 Source: `Tensor.grad` is None for what no backward pass has reached.
 
+Not told where no parameter of the model has a gradient though gradients reach its modules: they
+were cleared before the optimizer stepped, and that is no-update's.
+
 Severity. Critical where the module ran, and these are `MANY` of all trainable elements and include
 the first parameter of the model or several modules: a cut leaves all that lies before it without a
 gradient. Warning where the module ran otherwise, or where as many elements belong to modules that
-never ran. Info for less, and for modules that never ran where others of their kind run at some
+never ran. Info for less, for parameters that no optimizer has either (a teacher that follows the
+model, say), and for modules that never ran where others of their kind run at some
 steps only (experts without tokens).
 
 Silent about frozen parameters (they are no sites).
@@ -22,6 +26,7 @@ from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import anonymous, listed
 from gradscope.findings._parameters import (
     MANY,
+    cleared,
     is_held,
     module_of,
     never_a_gradient,
@@ -41,6 +46,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     if not signals.has("parameter", "grad_norm") and not signals.has("module", "grad_norm"):
         return Skipped("no gradients at all")
     names = never_a_gradient(signals)
+    if cleared(signals):
+        return []
     called = signals.run.meta.get("called")
     ran = names if called is None else [n for n in names if module_of(n) in set(called)]
     rest = [n for n in names if n not in set(ran)]
@@ -64,6 +71,7 @@ def _finding(
     signals: Signals, names: list[str], every: list[str], ran: bool, idle: bool
 ) -> Finding:
     part = share(signals, names)
+    unheld = not any(is_held(signals, n) for n in names)
     several = len(names) > 1
     whom = f"All {len(names)} parameters" if len(names) == len(every) > 1 else listed(names)
     what = (
@@ -74,7 +82,7 @@ def _finding(
     )
     return Finding(
         rule="detached",
-        severity="info" if idle else _severity(names, every, part, ran),
+        severity="info" if idle or unheld else _severity(names, every, part, ran),
         site=names[0],
         first_step=int(signals.steps[0]),
         last_step=int(signals.steps[-1]),

@@ -1,8 +1,9 @@
 """diffuse-softmax: a softmax stays uniform, so it selects nothing and passes on 1/n.
 
-Definition. Normalised entropy of at least `ENTROPY`, mean over rows, at nearly all recorded steps
-of a run of at least `STEPS` optimizer steps, and still so at its end. For uniform p the Jacobian
-is (I − 11ᵀ/n)/n: what passes is at most 1/n of the gradient, whatever the logits.
+Definition. Entropy relative to that of a uniform softmax over the entries that no mask hides
+(metric evenness) of at least `ENTROPY` at nearly all recorded steps of a run of at least `STEPS`
+optimizer steps, and still so at its end. For uniform p over m entries the Jacobian is
+(I − 11ᵀ/m)/m: what passes is at most 1/m of the gradient, whatever the logits.
 
 Source: the Jacobian of softmax.
 
@@ -13,7 +14,7 @@ steps of a run that goes on to learn, so time is the evidence. Warning after `LO
 that, and for a few softmaxes among others that select while the loss falls (a layer may well
 average).
 
-Silent about rows of two elements and under causal masks, whose early rows are short.
+Silent about rows of two elements.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the 
 NO_LOGITS = 1e-5  # logits that differ by less than 0.01; at weights of std 0.02, 3e-5 and more
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 MIN_N = 3
-GAIN = 2.0  # times 1/n: above that the rows are not uniform where the gradient is
+EVENNESS = "evenness"
+GAIN = 2.0  # times that of uniform rows: above that the rows are not uniform where the gradient is
 HELD = 0.8  # share of the recorded steps
 MOST = 0.6  # share of the softmaxes that makes it the model's condition, not a layer's choice
 STEPS, SHORT, LONG = 100, 250, 1000  # optimizer steps
@@ -61,11 +63,12 @@ class Uniform:
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
-    entropy = signals.matrix("softmax", "entropy")
+    entropy = signals.matrix("softmax", EVENNESS)
     steps = int(entropy.steps[-1] - entropy.steps[0])
     if len(entropy.steps) < RECORDED or steps < STEPS:
         return Skipped(f"softmax recorded over under {STEPS} steps, or at under {RECORDED}")
     gain = signals.matrix("softmax", "gain").on(entropy.steps)
+    uniform_gain = signals.matrix("softmax", "uniform_gain").on(entropy.steps)
     uniform: dict[str, Uniform] = {}
     for j, site in enumerate(entropy.sites):
         values, n = entropy.values[:, j], _size(signals, site)
@@ -73,8 +76,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             continue
         with np.errstate(invalid="ignore"):
             flat = values >= ENTROPY
-            if n and site in gain:
-                flat &= ~(gain.column(site) > GAIN / n)
+            if site in gain and site in uniform_gain:
+                flat &= ~(gain.column(site) > GAIN * uniform_gain.column(site))
         spell = longest_spell(entropy.steps, flat, np.isfinite(values))
         if spell is not None and spell.ongoing and spell.share >= HELD:
             middle = float(np.median(1 - values[spell.inside]))
@@ -112,7 +115,7 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
 def _finding(signals: Signals, spells: dict[str, Spell], severity: Severity) -> Finding:
     sites = list(spells)
     spell = spells[sites[0]]
-    entropy, gain = signals.matrix("softmax", "entropy"), signals.matrix("softmax", "gain")
+    entropy, gain = signals.matrix("softmax", EVENNESS), signals.matrix("softmax", "gain")
     steps, keys = entropy.steps[spell.inside], [(s, "") for s in sites]
     level = float(quiet_median(entropy.on(steps).columns(keys)))
     passed = float(quiet_median(gain.on(steps).columns(keys)))
@@ -145,8 +148,8 @@ def _finding(signals: Signals, spells: dict[str, Spell], severity: Severity) -> 
             "the initialisation of query and key weights, give them a higher learning rate, or "
             "add a path around the softmax."
         ),
-        view=View("softmax", "entropy", tuple(sites), thresholds={"uniform": ENTROPY}),
+        view=View("softmax", EVENNESS, tuple(sites), thresholds={"uniform": ENTROPY}),
     )
 
 
-RULE = Rule("diffuse-softmax", (("softmax", "entropy"),), find)
+RULE = Rule("diffuse-softmax", (("softmax", EVENNESS),), find)

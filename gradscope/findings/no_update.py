@@ -1,17 +1,21 @@
 """no-update: trainable parameters that do not move although the optimizer has them.
 
-Definition. Two states, over the whole run:
+Definition. States, over the whole run:
 - *stuck*: a gradient is there, of a size with the other parameters', but the optimizer's update
   is under `RESOLUTION` of the weight at nearly all steps at which it was measured (steps with a
   logged learning rate of 0 left out, unless there are no others);
-- *zero*: its gradient is exactly 0 at every recorded step.
+- *stopped*: the same from some step on, for `MOST` of the run and at its end, and the loss has not
+  fallen;
+- *zero*: its gradient is exactly 0 at every recorded step;
+- *cleared*: gradients reach the modules, and no parameter has one when the optimizer steps.
 A vector (a bias, a norm's scale) counts only along with all other parameters of its module.
 
 Source: 2⁻²⁴, half the spacing of float32 around 1, below which w + Δ rounds to w; SageMaker
 Debugger's limit is 10⁻⁸.
 
-Severity. Critical, for these can not learn although they should; info where it was seen at fewer
-than three steps (warm-up from a learning rate of 0, branches that start at 0).
+Severity. Warning for *stopped*. Critical otherwise, for these can not learn although they should;
+info where it was seen at fewer than three steps (warm-up from a learning rate of 0, branches that
+start at 0).
 
 Silent about frozen parameters (they are no sites), those that never had a gradient (detached) or
 that no optimizer has (not-in-optimizer), gradients that are 0 by symmetry (a bias before batch
@@ -25,16 +29,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.findings._finding import Finding, View
+from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import listed
-from gradscope.findings._parameters import is_held, module_of, share, trainable, whole_modules
+from gradscope.findings._parameters import (
+    cleared,
+    is_held,
+    module_of,
+    share,
+    trainable,
+    whole_modules,
+)
 from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
+from gradscope.findings._training import progress
 
 RESOLUTION = 2.0**-24  # update ratios of healthy runs are 1e-5 and above
 EVER = 10 * RESOLUTION  # a parameter that once moved more than this is not stuck
 HELD = 0.9  # share of the measurements
+MOST = 0.5  # share of the run
 MATTERS = 1e-2  # gradient RMS over the median parameter's; symmetry leaves 1e-6
 
 
@@ -54,6 +67,18 @@ STATES = {
         "float32 master weights where the model is in half precision.",
         "update_ratio",
     ),
+    "stopped": State(
+        "stopped moving though the loss has not fallen (median update ratio {ratio:.1e})",
+        "Look at the learning rate's course: a schedule that decays too soon, or is stepped once a "
+        "batch instead of once an epoch.",
+        "update_ratio",
+    ),
+    "cleared": State(
+        "no gradient when the optimizer steps, though gradients reach the modules",
+        "Look for zero_grad() between backward() and step(), or for an optimizer that holds copies "
+        "of the parameters.",
+        "grad_norm",
+    ),
     "zero": State(
         "a gradient of exactly 0 at every recorded step",
         "Look at what lies between these parameters and the loss: dead ReLUs, a mask or gate that "
@@ -67,7 +92,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     every = trainable(signals)
     if not every:
         return Skipped("no parameter")
-    states = _states(signals, every)
+    states = dict.fromkeys(every, "cleared") if cleared(signals) else _states(signals, every)
     return [
         _finding(signals, state, names, every)
         for state in STATES
@@ -78,6 +103,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
 def _states(signals: Signals, every: list[str]) -> dict[str, str]:
     norms, sizes = (signals.matrix("parameter", m) for m in ("grad_norm", "grad_rms"))
     ratios = _ratios(signals)
+    went = progress(signals)
+    learned = went is None or went.learned
     relative: dict[str, float] = {}
     if sizes.keys:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -91,6 +118,8 @@ def _states(signals: Signals, every: list[str]) -> dict[str, str]:
             states[name] = "zero"
         elif _is_stuck(ratios.get(name, _NONE)) and not relative.get(name, np.inf) < MATTERS:
             states[name] = "stuck"
+        elif not learned and _has_stopped(ratios.get(name, _NONE)):
+            states[name] = "stopped"
     whole = whole_modules(every, states)
     return {
         name: state
@@ -119,17 +148,25 @@ def _is_stuck(ratios: np.ndarray) -> bool:
     return bool((ratios < RESOLUTION).mean() >= HELD and ratios.max() < EVER)
 
 
+def _has_stopped(ratios: np.ndarray) -> bool:
+    """At its end, and for most of the run."""
+    moving = np.flatnonzero(ratios >= RESOLUTION)
+    still = len(ratios) - (moving[-1] + 1 if len(moving) else 0)
+    return bool(still >= ENOUGH and still >= MOST * len(ratios))
+
+
 def _finding(signals: Signals, state: str, names: list[str], every: list[str]) -> Finding:
     ratios = _ratios(signals)
     moved = [ratios[n] for n in names if n in ratios]
     ratio = float(np.median(np.concatenate(moved))) if moved and sum(map(len, moved)) else np.nan
+    seen_in_updates = STATES[state].metric == "update_ratio"
     seen = _times_seen(signals, state, names[0])
     several = len(names) > 1
     what = STATES[state].says.format(it="them" if several else "it", ratio=ratio)
     whom = f"All {len(names)} parameters" if names == every and several else listed(names)
     return Finding(
         rule="no-update",
-        severity="critical" if seen >= ENOUGH else "info",
+        severity=_severity(state, seen),
         site=names[0],
         first_step=int(signals.steps[0]),
         last_step=int(signals.steps[-1]),
@@ -146,13 +183,21 @@ def _finding(signals: Signals, state: str, names: list[str], every: list[str]) -
             "parameter",
             STATES[state].metric,
             tuple(names),
-            thresholds={"float32 resolution": RESOLUTION} if state == "stuck" else {},
+            thresholds={"float32 resolution": RESOLUTION} if seen_in_updates else {},
         ),
     )
 
 
+def _severity(state: str, seen: int) -> Severity:
+    if seen < ENOUGH:
+        return "info"
+    return "warning" if state == "stopped" else "critical"
+
+
 def _times_seen(signals: Signals, state: str, name: str) -> int:
-    if state == "stuck":
+    if state == "cleared":
+        return len(signals.steps)
+    if state in ("stuck", "stopped"):
         return len(_ratios(signals)[name])
     matrix = signals.matrix("parameter", STATES[state].metric)
     return int(matrix.present[:, matrix.sites.index(name)].sum()) if name in matrix else 0

@@ -210,6 +210,7 @@ FORWARD_REMEDIES = {
     "div": "Add an ε to the divisor, or leave out the elements in which it is 0.",
     "reciprocal": "Add an ε to the divisor, or leave out the elements in which it is 0.",
     "exp": "Subtract the maximum first (logsumexp), clamp what goes in, or predict the logarithm.",
+    "pow": "A negative base has no fractional power: clamp what goes in, or take abs() first.",
     "sqrt": "Clamp what goes in at a small positive number.",
     "softmax": "A row was masked as a whole: leave one position of every row unmasked.",
 }

@@ -11,7 +11,7 @@ Preventing Attention Entropy Collapse", ICML 2023 (collapse goes with instabilit
 Severity. Attention that has learned where to look is peaked, too, and is no fault. What matters
 is when: peaked from the start, before anything can have been learned, is a warning (critical if
 the gain is under `NOTHING`); a collapse later on is a warning if the loss has not fallen, or if
-most softmaxes (`MANY`) had collapsed before it did (by `LEARNED` of its whole fall): what has not
+most softmaxes (`MANY`) collapsed while it had not (by `LEARNED` of its whole fall): what has not
 been learned can't be certain. Info without a loss to tell, and of fewer than three recorded steps.
 
 Silent about a softmax that became peaked while the loss fell.
@@ -129,7 +129,9 @@ def _severity(signals: Signals, spells: list[Spell], gain: float, many: bool) ->
     first = min(s.first for s in spells)
     steps = signals.steps
     before = level(signals, int(steps[max(0, int(np.searchsorted(steps, first)) - BEFORE)]), first)
-    too_early = many and before > went.start - LEARNED * (went.start - went.end)
+    at = int(np.searchsorted(steps, first))  # entropy and loss may fall in the same interval
+    there = level(signals, int(steps[max(0, at - 1)]), int(steps[min(len(steps) - 1, at + 1)]))
+    too_early = many and there > went.start - LEARNED * (went.start - went.end)
     return None if went.learned and not went.end > WORSE * before and not too_early else "warning"
 
 

@@ -1,8 +1,9 @@
 """unscaled-input: the model reads numbers of another size than its layers are initialised for.
 
-Definition. The data that the first module with parameters reads has a root mean square of `LARGE`
-or more, at most of the measured steps. Common initialisations keep the variance of what passes
-through only for inputs of unit variance; the gradient of the first weights grows in proportion.
+Definition. The data that a trainable module reads has a root mean square of `LARGE` or more, or a
+feature with `PEAK` or more, at most of the measured steps. Common initialisations keep the variance
+of what passes through only for inputs of unit variance; the gradient of the first weights grows in
+proportion.
 
 Source: LeCun et al., "Efficient BackProp", 1998, section 4.3.
 
@@ -20,6 +21,7 @@ from gradscope.findings._signals import Signals, quiet_median
 from gradscope.findings._training import progress
 
 LARGE = 20.0  # standardised data has 1; pixels from 0 to 255 have about 130
+PEAK = 100.0  # of one feature among others: years, prices, counts
 
 
 def find(signals: Signals) -> list[Finding]:
@@ -28,14 +30,10 @@ def find(signals: Signals) -> list[Finding]:
     for site in rms.sites:
         kind = signals.site("input", site).type
         size = float(quiet_median(rms.column(site)))
-        if not size >= LARGE or "Norm" in kind:
+        peak = _median(signals, "input_peak", site)
+        if not (size >= LARGE or peak >= PEAK) or "Norm" in kind:
             continue
         went = progress(signals)
-        others = {
-            metric: float(quiet_median(signals.matrix("input", metric).column(site)))
-            for metric in ("input_offset", "input_spread")
-            if site in signals.matrix("input", metric)
-        }
         findings.append(
             Finding(
                 rule="unscaled-input",
@@ -43,10 +41,14 @@ def find(signals: Signals) -> list[Finding]:
                 site=site,
                 first_step=int(rms.steps[0]),
                 last_step=int(rms.steps[-1]),
-                evidence={"input_rms": size, **others},
+                evidence={
+                    "input_rms": size,
+                    "input_peak": peak,
+                    "input_offset": _median(signals, "input_offset", site),
+                },
                 message=(
-                    f"{named(site)} ({kind}) reads data with a root mean square of {size:.3g}, and "
-                    "weights are initialised for 1."
+                    f"{named(site)} ({kind}) reads data with a root mean square of {size:.3g} "
+                    f"({peak:.3g} in the largest feature), and weights are initialised for 1."
                 ),
                 remedy=(
                     "Standardise the data (subtract the mean and divide by the standard deviation "
@@ -56,6 +58,11 @@ def find(signals: Signals) -> list[Finding]:
             )
         )
     return findings
+
+
+def _median(signals: Signals, metric: str, site: str) -> float:
+    matrix = signals.matrix("input", metric)
+    return float(quiet_median(matrix.column(site))) if site in matrix else float("nan")
 
 
 RULE = Rule("unscaled-input", (("input", "input_rms"),), find)

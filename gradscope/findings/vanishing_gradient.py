@@ -45,6 +45,7 @@ MOST = 0.5  # share of the run that matters though it is over
 BRIEF = 0.1  # share of the run below which a start that passes is not worth a word
 STARVED = 1e-2  # early layers that move 100 times less than late ones do not take part
 ALIKE = 0.1  # early layers that move at least a tenth as much do
+GATED = {"LSTM", "LSTMCell", "GRU", "GRUCell"}
 NOTHING = 30.0  # decades that only a gradient of exactly 0 can show
 
 
@@ -175,7 +176,8 @@ def _remedy(signals: Signals, ladder: Ladder, gain: float | None, nothing: bool)
     if nothing:
         return (
             "Look at what lies between those two sites: dead ReLUs (lower the learning rate, use "
-            "LeakyReLU or GELU), a saturated activation, a detach() or a multiplication by 0."
+            "LeakyReLU or GELU), a saturated activation, a detach(), a multiplication by 0, or "
+            "round(), sign() or argmax(), whose derivative is 0 (use a straight-through estimate)."
         )
     if gain is not None or "Softmax" in between:
         return (
@@ -183,6 +185,11 @@ def _remedy(signals: Signals, ladder: Ladder, gain: float | None, nothing: bool)
             "each layer's latent state into the next; supervise early layers with their own loss."
         )
     if ladder.shared:
+        if between & GATED:
+            return (
+                "Give the loss a term at intermediate time steps, start the forget gate's bias "
+                "at 1 or above, or shorten the sequences."
+            )
         return (
             "Use a gated cell (LSTM, GRU), give the loss a term at intermediate time steps, or "
             "start the recurrent weight as an orthogonal matrix."

@@ -94,6 +94,11 @@ def walk(roots: Iterable[Node]) -> Graph:
     return Graph(nodes, edges, counts, index)
 
 
+def following(node: Node) -> Iterator[Node]:
+    """The nodes that a node sends gradients to."""
+    return (after for after, _ in node.next_functions if after is not None)
+
+
 def operation(node: Node) -> str:
     """Short name of the forward operation: "AddmmBackward0" → "addmm", fused attention "sdpa"."""
     if node.name() in FUSED_ATTENTION:

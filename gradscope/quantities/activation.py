@@ -85,8 +85,6 @@ def openness(rows: Tensor, slope: Slope, node: object) -> Openness:
     wide = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     value = slope.of(wide, node)
     peak = value.amax(0)  # many times cheaper than reducing booleans
-    if value is wide:  # a relu's own result, 0 where it is flat: counted at half the cost
-        opened = torch.count_nonzero(value)
-    else:
-        opened = (value > slope.flat).sum()
+    # A relu's own result is 0 where it is flat: counted at half the cost.
+    opened = torch.count_nonzero(value) if value is wide else (value > slope.flat).sum()
     return Openness(1 - opened.double() / value.numel(), peak > slope.flat, peak.isnan().any())

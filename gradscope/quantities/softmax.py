@@ -14,14 +14,16 @@ import math
 import torch
 from torch import Tensor
 
+HIDDEN = 1e-30  # what a mask leaves of an entry, in every format
 TINY = 1e-38  # p·log p is 0 at p = 0: the smallest normal float32 keeps log finite
 
 
 def softmax_sums(p: Tensor) -> Tensor:
-    """Sums over rows of (normalised entropy, max p, ‖J‖_F, 1). p: (R, n) → (4,) of ≥ float32.
+    """Sums over rows of (H/log n, max p, ‖J‖_F, H, log m, 1/m, 1), where m is the number of
+    entries with p > `HIDDEN`: those that no mask hides. p: (R, n) → (7,) of ≥ float32.
 
-    Rows without any probability, in which everything was masked, are left out. The entropy
-    of a row of length 1 is 0. Sums of several blocks of rows add up.
+    Rows without any probability, in which everything was masked, are left out. H/log n of a
+    row of length 1 is 0. Sums of several blocks of rows add up.
     """
     if p.dtype not in (torch.float32, torch.float64):
         p = p.float()
@@ -38,7 +40,10 @@ def softmax_sums(p: Tensor) -> Tensor:
     jacobian = (m * m * (r1 * r1 + 2 * r2) + (r2 - 2 * r3) + r2 * r2).sqrt_()
     scale = math.log(n) if n > 1 else 1.0
     told = m > 0
-    rows = torch.stack([entropy / scale, m, jacobian, torch.ones_like(m)])  # (4, R)
+    support = (p > HIDDEN).sum(-1).clamp_min_(1).to(p.dtype)
+    rows = torch.stack(
+        [entropy / scale, m, jacobian, entropy, support.log(), 1 / support, torch.ones_like(m)]
+    )  # (7, R)
     return torch.where(told, rows, 0.0).sum(-1)
 
 

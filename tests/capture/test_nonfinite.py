@@ -41,6 +41,7 @@ FORWARD = {
     "log of a negative": lambda w, x: (-(x @ w).abs()).log().sum(),
     "exp overflows": lambda w, x: ((x @ w) * 1e4).exp().mean(),
     "division by zero": lambda w, x: ((x @ w) / ((x @ w) * 0)).mean(),
+    "division by a count that is zero": lambda w, x: (x @ w).sum() / torch.tensor(0),
     "a product overflows": lambda w, x: ((x @ w) * 1e30 * (x @ w) * 1e30).mean(),
     "0 · inf": lambda w, x: ((x @ w).mul(1e4).exp() * 0).mean(),
     "square root of a negative": lambda w, x: (-(x @ w).square() - 1).sqrt().mean(),

@@ -96,6 +96,34 @@ def test_nan_is_not_zero():
     assert find(made.parameters(NAMES, grad=np.nan)) == []
 
 
+def modules():
+    return made.series("module", "net.0", "grad_norm", [1.0] * 40)
+
+
+def test_gradients_that_are_cleared_before_the_step():
+    (finding,) = find(modules() + [r for r in made.parameters(NAMES) if r[4] == "weight_norm"])
+    assert (finding.evidence["state"], finding.severity) == ("cleared", "critical")
+    zeros = made.parameters(NAMES, grad=0.0, ratio=0.0)
+    (finding,) = find(modules() + zeros)
+    assert finding.evidence["state"] == "cleared" and "zero_grad" in finding.remedy
+
+
+def stopped(after, end, steps=40):
+    ratios = [1e-3 if i < after else 0.0 for i in range(steps)]
+    rows = [r for r in made.parameters(NAMES, steps) if r[4] != "update_ratio"]
+    for name in NAMES:
+        rows += made.series("parameter", name, "update_ratio", ratios)
+    # a learning rate that decays, and is never exactly 0
+    return rows + lr([1e-3 * 0.1**i for i in range(steps)]) + made.loss(2.0, end, 100)
+
+
+def test_a_schedule_that_ends_learning_too_soon():
+    (finding,) = find(stopped(5, end=1.99))
+    assert (finding.evidence["state"], finding.severity) == ("stopped", "warning")
+    assert find(stopped(5, end=0.1)) == []  # it had learned by then
+    assert find(stopped(35, end=1.99)) == []  # at the very end it may stop
+
+
 def test_frozen_parameters_have_no_rows_and_no_site():
     assert find(made.parameters(NAMES[1:]), made.parameter_sites(NAMES[1:])) == []
 

@@ -46,6 +46,20 @@ def test_experts_that_never_got_a_token():
     assert (finding.site, finding.severity) == (NAMES[3], "info")
 
 
+def test_a_teacher_that_no_optimizer_has_is_a_note():
+    sites = [
+        replace(s, note="not in the optimizer") if k < 2 else s
+        for k, s in enumerate(made.parameter_sites(NAMES))
+    ]
+    (finding,) = find(detached, made.parameters(NAMES[2:]), sites, called=called(0, 1, 2, 3))
+    assert finding.severity == "info"
+
+
+def test_gradients_that_were_cleared_are_not_detached():
+    rows = made.series("module", "net.0", "grad_norm", [1.0] * 10)
+    assert find(detached, rows, called=called(0, 1, 2, 3)) == []
+
+
 def test_both_at_once_are_two_findings():
     found = find(detached, made.parameters(NAMES[:2]), called=called(0, 1, 2))
     assert [(f.site, f.evidence["module_ran"]) for f in found] == [

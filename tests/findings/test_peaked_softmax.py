@@ -46,6 +46,22 @@ def test_a_collapse_while_the_loss_stands_still():
     assert find(made.softmax(SITES[0], collapse(15)))[0].severity == "info"  # no loss to tell
 
 
+def falls(at, steps=40):
+    return made.series("scalar", "loss", "value", [2.0 if i < at else 0.2 for i in range(steps)])
+
+
+@pytest.mark.parametrize(("loss_falls_at", "found"), [(30, True), (10, False), (9, False)])
+def test_a_collapse_of_all_before_anything_was_learned(loss_falls_at, found):
+    rows = [r for site in SITES for r in made.softmax(site, collapse(10))]
+    assert bool(find(rows + falls(loss_falls_at))) == found
+
+
+def test_one_of_several_may_be_early():
+    rows = made.softmax(SITES[0], collapse(10)) + falls(30)
+    rows += [r for site in SITES[1:] for r in made.softmax(site, [0.9] * 40)]
+    assert find(rows) == []
+
+
 def test_a_collapse_that_undid_what_was_learned():
     losses = [*np.geomspace(3.0, 0.5, 20), *np.full(20, 1.5)]
     rows = made.softmax(SITES[0], collapse(20)) + made.series("scalar", "loss", "value", losses)

@@ -24,7 +24,7 @@ from tests.reference.networks import data, weighted
 from tests.reference.recording import record, train_steps, values
 from tests.reference.softmax_watch import SoftmaxWatch
 
-METRICS = ("entropy", "max_prob", "jacobian_norm", "gain")
+METRICS = ("entropy", "max_prob", "jacobian_norm", "evenness", "uniform_gain", "gain")
 KEPT = [
     torch.ops.aten._softmax.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,

@@ -17,7 +17,7 @@ from tests.reference.gradients import attention_rows, rows_along, softmax_values
 from tests.reference.networks import data, encoder, weighted
 from tests.reference.recording import record, train_steps, values
 
-METRICS = ("entropy", "max_prob", "jacobian_norm", "gain")
+METRICS = ("entropy", "max_prob", "jacobian_norm", "evenness", "uniform_gain", "gain")
 
 
 def recorded_at(run, site, step=0):
@@ -114,12 +114,14 @@ def test_closed_forms_of_uniform_and_one_hot_rows():
     peaked = torch.full((2, n), -1000.0)
     peaked[:, 2] = 0
     one_hot = recorded_at(record_once(Net(peaked), x), "inner")
-    assert one_hot == {"entropy": 0, "max_prob": 1, "jacobian_norm": 0, "gain": 0}
+    none = {"entropy": 0, "jacobian_norm": 0, "gain": 0, "evenness": 0}
+    assert one_hot == {"max_prob": 1, "uniform_gain": 1, **none}
     half = torch.full((2, n), -1000.0)
     half[:, :2] = 0
     two = recorded_at(record_once(Net(half), x), "inner")
     assert two["jacobian_norm"] == pytest.approx(0.5)
     assert two["entropy"] == pytest.approx(math.log(2) / math.log(n))
+    assert two["evenness"] == pytest.approx(1) and two["uniform_gain"] == pytest.approx(0.5)
 
 
 class Gated(nn.Module):
@@ -505,6 +507,8 @@ def materialised(twin, x, scale=None, mask=None, causal=False):
     s2, s3 = p.square().sum(-1), p.pow(3).sum(-1)
     return {
         "entropy": torch.special.entr(p).sum(-1).mean().item() / math.log(n),
+        "evenness": (torch.special.entr(p).sum() / (p > 1e-30).sum(-1).log().sum()).item(),
+        "uniform_gain": (1 / (p > 1e-30).sum(-1)).mean().item(),
         "max_prob": p.amax(-1).mean().item(),
         "jacobian_norm": (s2 - 2 * s3 + s2.square()).clamp_min(0).sqrt().mean().item(),
         "gain": (back.norm() / g.norm()).item(),

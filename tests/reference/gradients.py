@@ -293,6 +293,7 @@ def softmax_values(pairs):
         pairs: (p, g): a softmax row (n,), and the gradient at it (n,).
     """
     entropy, max_prob, jacobian_norm, before, after = [], [], [], 0.0, 0.0
+    nats, allowed = [], []
     for p, g in pairs:
         p, g = p.detach().double(), g.detach().double()
         n = len(p)
@@ -301,6 +302,8 @@ def softmax_values(pairs):
             for j in range(n):
                 jacobian[i, j] = p[i] * ((1.0 if i == j else 0.0) - p[j])
         entropy.append(-sum(x * math.log(x) for x in p.tolist() if x > 0) / math.log(n))
+        nats.append(-sum(x * math.log(x) for x in p.tolist() if x > 0))
+        allowed.append(sum(x > 1e-30 for x in p.tolist()))
         max_prob.append(p.max().item())
         jacobian_norm.append(jacobian.norm().item())
         before += dot(g, g)
@@ -309,6 +312,8 @@ def softmax_values(pairs):
     return {
         "entropy": sum(entropy) / rows,
         "max_prob": sum(max_prob) / rows,
+        "evenness": sum(nats) / sum(map(math.log, allowed)) if max(allowed) > 1 else 0.0,
+        "uniform_gain": sum(1 / m for m in allowed) / rows,
         "jacobian_norm": sum(jacobian_norm) / rows,
         "gain": math.sqrt(after / before),
     }

@@ -88,7 +88,7 @@ def _fork(table):
 COMPARED = {
     "module": {"grad_norm", "grad_rms", "numel", "zero_fraction", "subnormal_fraction"},
     "fork": {"grad_norm", "cancellation", "projection", "cosine"},
-    "softmax": {"entropy", "max_prob", "jacobian_norm", "gain"},
+    "softmax": {"entropy", "max_prob", "jacobian_norm", "evenness", "uniform_gain", "gain"},
     "parameter": {"grad_norm", "grad_rms", "weight_norm", "update_ratio"},
 }
 ELSEWHERE = {

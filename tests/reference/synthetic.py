@@ -71,6 +71,8 @@ def softmax(site, entropy, *, n=16, gain=None):
         certain = min(1.0, 1 / n + (1 - 1 / n) * (1 - h))
         values = {
             "entropy": h,
+            "evenness": h,
+            "uniform_gain": 1 / n,
             "max_prob": certain,
             "jacobian_norm": 0.25 * h,
             "gain": h / n if gain is None else gain,
