@@ -6,7 +6,8 @@ graph and module calls are the same, so that naming and classifying cost nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from gradscope.capture.trouble import Trouble
 from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.graph.calls import Call
 from gradscope.graph.naming import OUTSIDE, Names, Place, canonical
-from gradscope.graph.walk import OPAQUE, Graph, operation
+from gradscope.graph.walk import OPAQUE, Graph, following, operation
 from gradscope.quantities.activation import SLOPES
 from gradscope.run import Column, Site
 
@@ -172,66 +173,34 @@ class _Builder:
 
     def softmaxes(self, rows: SoftmaxRows) -> None:
         """Softmax and fused-attention nodes, unless the model's very output."""
-        taken: dict[str, int] = {}
-        for index in sorted(range(len(self.graph.nodes)), key=lambda i: self.names.sequence[i]):
-            node = self.graph.nodes[index]
-            kind = node.name()
-            fused = kind in FUSED_ATTENTION
-            if not fused and kind not in SOFTMAX:
-                continue
-            owner = self.names.owner(index)
-            if owner is None or self.names.sequence[index] < self.start:
+        taken: Counter[str] = Counter()
+        for index, node in self._own_nodes():
+            fused = node.name() in FUSED_ATTENTION
+            if not fused and node.name() not in SOFTMAX:
                 continue
             if not fused and (index, 0) in self.returned and self._unread((index, 0)):
                 continue
-            base = owner or self.names.op(index) or operation(node)
-            number = taken.get(base, 0)
-            taken[base] = number + 1
+            base = self.names.owner(index) or self.names.op(index) or operation(node)
             kept = base if ":" in base else f"{base}:softmax"  # the model's own says it already
-            name = f"{kept}#{number}" if number else base
+            name = f"{kept}#{taken[base]}" if taken[base] else base
+            taken[base] += 1
             shape = _softmax_shape(node, fused)
-            self.ledger.site(
-                Site(
-                    name,
-                    "softmax",
-                    type=operation(node),
-                    order=self.names.sequence[index],
-                    depth=self.depths[index],
-                    shape=shape,
-                    numel=int(np.prod(shape, dtype=np.int64)),
-                    note=rows_note(shape, fused, rows),
-                )
-            )
+            self._operation_site("softmax", name, index, shape, rows_note(shape, fused, rows))
             tap = SoftmaxTap(self.ledger, name, fused, rows, self.unseen)
             self._node_tap(index).crossing = tap
 
     def activations(self, activations: Activations) -> None:
         """Activation functions, named for the module that calls them."""
-        taken: dict[str, int] = {}
-        for index in sorted(range(len(self.graph.nodes)), key=lambda i: self.names.sequence[i]):
-            node = self.graph.nodes[index]
-            if node.name() not in SLOPES or self.names.sequence[index] < self.start:
+        taken: Counter[str] = Counter()
+        for index, node in self._own_nodes():
+            if node.name() not in SLOPES:
                 continue
-            owner = self.names.owner(index)
-            made = node.next_functions[0][0] if node.next_functions else None
-            if owner is None or hasattr(made, "variable"):  # of a parameter: a gate, no activation
-                continue
-            kept = self.names.at.get((index, 0)) or self.names.op(index) or operation(node)
-            number = taken.get(kept, 0)
-            taken[kept] = number + 1
-            name = f"{kept}#{number}" if number else kept
-            shape = _shape(node, 0)
-            self.ledger.site(
-                Site(
-                    name,
-                    "activation",
-                    type=operation(node),
-                    order=self.names.sequence[index],
-                    depth=self.depths[index],
-                    shape=shape,
-                    numel=int(np.prod(shape, dtype=np.int64)),
-                )
-            )
+            if any(hasattr(made, "variable") for made in following(node)):
+                continue  # of a parameter: a gate, no activation
+            base = self.names.at.get((index, 0)) or self.names.op(index) or operation(node)
+            name = f"{base}#{taken[base]}" if taken[base] else base
+            taken[base] += 1
+            self._operation_site("activation", name, index, _shape(node, 0))
             self._node_tap(index).crossing = activations.tap(name, node)
 
     def risky(self, found: Callable[[str, str], None]) -> None:
@@ -255,6 +224,28 @@ class _Builder:
                     self.unseen(what, why)
 
     # -- pieces ------------------------------------------------------------------------
+
+    def _own_nodes(self) -> Iterator[tuple[int, Any]]:
+        """Nodes that the model's modules made in this pass, with their indices, in their order."""
+        for index in sorted(range(len(self.graph.nodes)), key=lambda i: self.names.sequence[i]):
+            if self.names.sequence[index] >= self.start and self.names.owner(index) is not None:
+                yield index, self.graph.nodes[index]
+
+    def _operation_site(
+        self, kind: str, name: str, index: int, shape: tuple[int, ...], note: str = ""
+    ) -> None:
+        self.ledger.site(
+            Site(
+                name,
+                kind,
+                type=operation(self.graph.nodes[index]),
+                order=self.names.sequence[index],
+                depth=self.depths[index],
+                shape=shape,
+                numel=int(np.prod(shape, dtype=np.int64)),
+                note=note,
+            )
+        )
 
     def _in_forward_order(self, item: tuple[Place, Any]) -> tuple[int, int]:
         return (self.names.sequence[item[0][0]], item[0][1])
