@@ -81,7 +81,7 @@ def write(out: Path, score: pd.DataFrame, judged: dict[str, list[Judged]], secon
 
 
 def figure(score: pd.DataFrame) -> plt.Figure:
-    """Precision and recall of each rule on the half that it was not tuned on."""
+    """Precision and recall of each rule on the half that rules are not tuned on."""
     part = score[(score["split"] == "test") & (score["judge"] == "gradscope")].iloc[::-1]
     fig, axes = plt.subplots(1, 2, figsize=(9, 0.28 * len(part) + 1), sharey=True)
     for axis, name in zip(axes, ("precision", "recall"), strict=True):
@@ -105,8 +105,8 @@ def readme(score: pd.DataFrame, judged: dict[str, list[Judged]], seconds: float)
         f"A corpus of {faulty} training runs with a known fault and {len(mine) - faulty} healthy "
         "ones (`analyses/faults`), recorded and\nanalysed as any run is. Labels come from how a "
         "run was made, and every run was checked by\nmeasurements of its own (`verified.csv`, "
-        "made without gradscope). Rules were tuned on the half\ncalled *tune* only. Every number "
-        "with a 95 % interval (Wilson's for shares).",
+        "made without gradscope). *tune* is the half that rules\nmay be tuned on. "
+        "Every share with Wilson's 95 % interval.",
         "",
         "![precision and recall of each rule](score.png)",
         "",
@@ -172,7 +172,7 @@ def _first_labels(judged: list[Judged]) -> list[str]:
         "",
         f"After a first score had been seen, the labels of {len(ADDED)} cases were widened by "
         "consequences that\nverification measured or that had been reasoned elsewhere "
-        "(`amended.py`), and healthy runs that did\nnot learn were mended: to that extent the test "
+        "(`amended.py`), and runs that verification\nrefused were mended, in both halves: to that extent the test "
         "half is not blind. What must be reported never\nchanged. With the labels as first "
         f"written, the test half has {false} false alarms: precision "
         f"{hits / max(hits + false, 1):.2f} ({low:.2f} – {high:.2f}).",

@@ -69,6 +69,7 @@ FAULT = Fault(
                 learning_rate(1.0), may=DIED),
         Variant("conv-never-zeroed", partial(setups.conv, optimizer="sgd", lr=0.1, norm=True),
                 never_zeroed),
-        Variant("sla-adam-lr-1", partial(setups.arrows, "sla", layers=2), learning_rate(1.0), may=DIED),
+        Variant("sla-adam-lr-1", partial(setups.arrows, "sla", layers=2), learning_rate(1.0),
+                may=DIED),
     ],
 )  # fmt: skip
