@@ -172,8 +172,8 @@ def _first_labels(judged: list[Judged]) -> list[str]:
         "",
         f"After a first score had been seen, the labels of {len(ADDED)} cases were widened by "
         "consequences that\nverification measured or that had been reasoned elsewhere "
-        "(`amended.py`), and runs that verification\nrefused were mended, in both halves: to that extent the test "
-        "half is not blind. What must be reported never\nchanged. With the labels as first "
-        f"written, the test half has {false} false alarms: precision "
+        "(`amended.py`), and runs that verification\nrefused were mended, in both halves: to that "
+        "extent the test half is not blind. What must be reported\nnever changed. With the labels "
+        f"as first written, the test half has {false} false alarms: precision\n"
         f"{hits / max(hits + false, 1):.2f} ({low:.2f} – {high:.2f}).",
     ]
