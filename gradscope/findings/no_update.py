@@ -4,8 +4,8 @@ Definition. States, over the whole run:
 - *stuck*: a gradient is there, of a size with the other parameters', but the optimizer's update
   is under `RESOLUTION` of the weight at nearly all steps at which it was measured (steps with a
   logged learning rate of 0 left out, unless there are no others);
-- *stopped*: the same from some step on, for `MOST` of the run and at its end, and the loss has not
-  fallen;
+- *stopped*: the same from some step on, for `MOST` of the run and at its end, though there still is a
+  gradient, and the loss has not fallen;
 - *zero*: its gradient is exactly 0 at every recorded step;
 - *cleared*: gradients reach the modules, and no parameter has one when the optimizer steps.
 A vector (a bias, a norm's scale) counts only along with all other parameters of its module.
@@ -118,7 +118,7 @@ def _states(signals: Signals, every: list[str]) -> dict[str, str]:
             states[name] = "zero"
         elif _is_stuck(ratios.get(name, _NONE)) and not relative.get(name, np.inf) < MATTERS:
             states[name] = "stuck"
-        elif not learned and _has_stopped(ratios.get(name, _NONE)):
+        elif not learned and _has_stopped(ratios.get(name, _NONE), norms.column(name)):
             states[name] = "stopped"
     whole = whole_modules(every, states)
     return {
@@ -148,8 +148,11 @@ def _is_stuck(ratios: np.ndarray) -> bool:
     return bool((ratios < RESOLUTION).mean() >= HELD and ratios.max() < EVER)
 
 
-def _has_stopped(ratios: np.ndarray) -> bool:
-    """At its end, and for most of the run."""
+def _has_stopped(ratios: np.ndarray, gradient: np.ndarray) -> bool:
+    """At its end and for most of the run, and not for want of a gradient."""
+    late = gradient[len(gradient) // 2 :]
+    if not (late[np.isfinite(late)] > 0).any():
+        return False
     moving = np.flatnonzero(ratios >= RESOLUTION)
     still = len(ratios) - (moving[-1] + 1 if len(moving) else 0)
     return bool(still >= ENOUGH and still >= MOST * len(ratios))

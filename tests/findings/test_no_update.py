@@ -122,6 +122,11 @@ def test_a_schedule_that_ends_learning_too_soon():
     assert (finding.evidence["state"], finding.severity) == ("stopped", "warning")
     assert find(stopped(5, end=0.1)) == []  # it had learned by then
     assert find(stopped(35, end=1.99)) == []  # at the very end it may stop
+    silent = [
+        (s, n, k, e, m, 0.0 if m == "grad_norm" and s > 5 else v)
+        for s, n, k, e, m, v in stopped(5, end=1.99)
+    ]
+    assert find(silent) == []  # for want of a gradient: another rule's
 
 
 def test_frozen_parameters_have_no_rows_and_no_site():
