@@ -38,6 +38,8 @@ LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breakin
 MIN_N = 3
 EVENNESS = "evenness"
 GAIN = 2.0  # times that of uniform rows: above that the rows are not uniform where the gradient is
+FEW = 4.0  # times 1/n: a causal mask leaves 1/m at about log(n)/n
+STEADY = 0.02  # change of 1/m from step to step that a fixed mask does not make
 HELD = 0.8  # share of the recorded steps
 MOST = 0.6  # share of the softmaxes that makes it the model's condition, not a layer's choice
 STEPS, SHORT, LONG = 100, 250, 1000  # optimizer steps
@@ -76,8 +78,11 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             continue
         with np.errstate(invalid="ignore"):
             flat = values >= ENTROPY
-            if site in gain and site in uniform_gain:
-                flat &= ~(gain.column(site) > GAIN * uniform_gain.column(site))
+            if site in uniform_gain:
+                alike = uniform_gain.column(site)
+                flat &= ~(_hidden_by_logits(alike, n))
+                if site in gain:
+                    flat &= ~(gain.column(site) > GAIN * alike)
         spell = longest_spell(entropy.steps, flat, np.isfinite(values))
         if spell is not None and spell.ongoing and spell.share >= HELD:
             middle = float(np.median(1 - values[spell.inside]))
@@ -87,6 +92,13 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         _finding(signals, {site: uniform[site].spell for site in sites}, severity)
         for sites in by_role(uniform).values()
     ]
+
+
+def _hidden_by_logits(alike: np.ndarray, n: int) -> np.ndarray:
+    """Steps at which few entries are left, and not always as few: no mask hides the others, but
+    logits that are much smaller than the largest. alike: (S,), 1/m."""
+    usual = quiet_median(alike)
+    return (alike > FEW / max(n, 1)) & (np.abs(alike - usual) > STEADY * usual)
 
 
 def _size(signals: Signals, site: str) -> int:

@@ -24,6 +24,30 @@ def test_uniform_for_the_whole_run():
     assert finding.evidence["gain_times_n"] == pytest.approx(1.0, rel=0.01)
 
 
+def under_a_mask(alike, entropy=0.72):
+    """Uniform over the entries that are left: 1/m of each step in `alike`."""
+    rows = all_of([entropy] * len(alike))
+    values = {"evenness": [1.0] * len(alike), "uniform_gain": alike, "gain": alike}
+    kept = [r for r in rows if r[4] not in values]
+    return kept + [
+        r for s in SITES for m, v in values.items() for r in made.series("softmax", s, m, v)
+    ]
+
+
+def test_uniform_under_a_causal_mask():
+    (finding,) = find(under_a_mask([0.21] * 40))
+    assert finding.severity == "warning"
+
+
+def test_uniform_under_padding_that_varies():
+    rows = under_a_mask(list(np.random.default_rng(0).uniform(0.07, 0.15, 40)))
+    assert find(rows)[0].severity == "warning"
+
+
+def test_a_few_ties_among_peaked_logits_are_not_uniform():
+    assert find(under_a_mask(list(np.random.default_rng(0).uniform(0.4, 0.9, 40)))) == []
+
+
 def test_most_softmaxes_uniform_matters_though_the_loss_falls():
     assert find(all_of([0.998] * 40) + made.loss(2.0, 0.1))[0].severity == "warning"
 
