@@ -4,8 +4,8 @@ Definition. States, over the whole run:
 - *stuck*: a gradient is there, of a size with the other parameters', but the optimizer's update
   is under `RESOLUTION` of the weight at nearly all steps at which it was measured (steps with a
   logged learning rate of 0 left out, unless there are no others);
-- *stopped*: the same from some step on, for `MOST` of the run and at its end, though there still is a
-  gradient, and the loss has not fallen;
+- *stopped*: the same from some step on, for `MOST` of the run and at its end, though there still is
+  a gradient, and the loss has not fallen;
 - *zero*: its gradient is exactly 0 at every recorded step;
 - *cleared*: gradients reach the modules, and no parameter has one when the optimizer steps.
 A vector (a bias, a norm's scale) counts only along with all other parameters of its module.

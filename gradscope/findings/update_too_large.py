@@ -47,7 +47,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     stuck = went is not None and went.stuck
     rewrites, large = course[known] >= REWRITES, course[known] >= LARGE
     # A run that overflows may end before three steps were measured.
-    enough = len(known) >= ENOUGH or (went is not None and went.diverged and not undefined(signals))
+    overflowed = went is not None and went.diverged and not undefined(signals)
+    enough = len(known) >= ENOUGH or overflowed
     if rewrites.any():
         at, threshold = known[rewrites], REWRITES
     elif large.mean() >= HELD and enough:
@@ -57,7 +58,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     else:
         return []
     severity: Severity = "warning"
-    if went is not None and (went.diverged or (went.stuck and threshold == REWRITES)):
+    if overflowed or (stuck and threshold == REWRITES):
         severity = "critical"
     elif went is not None and went.learned and np.max(course[known]) < REPLACES:
         severity = "info"
