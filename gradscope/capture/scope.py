@@ -120,6 +120,9 @@ class Scope:
             raise GradscopeError(
                 f"attach() takes a torch.nn.Module, not {type(model).__name__}: {model!r:.80}"
             )
+        _check_held(model, optimizers)
+        if on_finding is not None and not callable(on_finding):
+            raise GradscopeError(f"on_finding= takes a function, not {on_finding!r:.80}")
         self._log_offset: dict[str, int] = {}
         self._process = os.getpid()
         process = this_process(out)
@@ -377,6 +380,17 @@ class Scope:
         trace: TracebackType | None,
     ) -> None:
         self.close("" if error is None else f"{type(error).__name__}: {error}")
+
+
+def _check_held(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """An optimizer of another model would count other steps, or none."""
+    own = {id(p) for p in model.parameters()}
+    held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+    if own and optimizers and not own & held:
+        raise GradscopeError(
+            f"no parameter of the {type(model).__name__} is in the optimizer that was given; give "
+            "the one that trains it"
+        )
 
 
 def _optimizers(given: Any) -> list[torch.optim.Optimizer]:

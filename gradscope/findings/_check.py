@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gradscope.errors import GradscopeError
 from gradscope.findings._causes import rank
 from gradscope.findings._finding import Finding
 from gradscope.findings._rule import Outcome, Rule, Skipped, apply
@@ -49,7 +50,15 @@ class Check:
 
 
 def check(run: Run) -> Check:
-    """Judge a run by every rule."""
+    """Judge a run by every rule.
+
+    Raises:
+        GradscopeError: if it is no `Run`.
+    """
+    if not isinstance(run, Run):
+        raise GradscopeError(
+            f"findings are read from a Run, not {type(run).__name__}: open it with gradscope.load()"
+        )
     signals = Signals(run)
     results = {rule.name: apply(rule, signals) for rule in rules()}
     found = [f for result in results.values() if not isinstance(result, Skipped) for f in result]

@@ -49,7 +49,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     if cleared(signals):
         return []
     called = signals.run.meta.get("called")
-    ran = names if called is None else [n for n in names if module_of(n) in set(called)]
+    ran = names if called is None else [n for n in names if _ran(n, set(called), names)]
     rest = [n for n in names if n not in set(ran)]
     idle = all(_is_routed(signals, n, every) for n in rest)
     return [
@@ -57,6 +57,16 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         for group, did_run in ((ran, True), (rest, False))
         if group
     ]
+
+
+def _ran(name: str, called: set[str], names: list[str]) -> bool:
+    """Whether its module was called, or the one around it read the weight itself, as
+    `nn.MultiheadAttention` does with its `out_proj`."""
+    module = module_of(name)
+    if module in called:
+        return True
+    around = module_of(module)
+    return around in called and any(module_of(n) == around for n in names)
 
 
 def _is_routed(signals: Signals, name: str, every: list[str]) -> bool:

@@ -2,8 +2,9 @@
 
 Definition. A recorded step counts where, over the rows of the softmax, normalised entropy is
 under `ENTROPY`, mean max_prob above `MAX_PROB`, and what was measured of gain and jacobian_norm
-under `PASSES`. The Jacobian diag(p) − ppᵀ goes to 0 as p becomes one-hot, so the logits, and
-what computes them, stop learning. A softmax over one element is the extreme: constant 1.
+under `PASSES`; from the first step on, before anything can have been learned, `FIRST_ENTROPY`,
+`FIRST_MAX_PROB` and the gain alone are enough. The Jacobian diag(p) − ppᵀ goes to 0 as p becomes
+one-hot, so the logits, and what computes them, stop learning. A softmax over one element is the extreme: constant 1.
 
 Source: the Jacobian of softmax; Zhai et al., "Stabilizing Transformer Training by
 Preventing Attention Entropy Collapse", ICML 2023 (collapse goes with instability).
@@ -30,6 +31,7 @@ from gradscope.findings._training import level, progress
 
 ENTROPY = 0.05  # healthy attention at init is above 0.6, causal masks included
 MAX_PROB = 0.95  # the mean: one certain head among several does not reach it
+FIRST_ENTROPY, FIRST_MAX_PROB = 0.2, 0.7  # no usual initialisation comes near
 PASSES = 0.1  # gain and Jacobian; uniform rows of 16 have 0.06 and 0.24
 NOTHING = 1e-4  # gain at which the logits learn 10⁴ times more slowly than what they weigh
 HELD = 0.2  # share of the recorded steps
@@ -42,10 +44,13 @@ MANY = 0.6  # share of the softmaxes
 
 def find(signals: Signals) -> list[Finding]:
     entropy = signals.matrix("softmax", "entropy")
-    peaked, known = _peaked(signals, entropy)
+    peaked, known = _peaked(signals, entropy, ENTROPY, MAX_PROB, ("gain", "jacobian_norm"))
+    at_first, _ = _peaked(signals, entropy, FIRST_ENTROPY, FIRST_MAX_PROB, ("gain",))
     spells: dict[str, Spell] = {}
     for j, site in enumerate(entropy.sites):
-        spell = longest_spell(entropy.steps, peaked[:, j], known[:, j])
+        spell = longest_spell(entropy.steps, at_first[:, j], known[:, j])
+        if spell is None or not spell.at_once:
+            spell = longest_spell(entropy.steps, peaked[:, j], known[:, j])
         if spell is not None and spell.share >= (HELD if spell.ongoing else MOST):
             spells[site] = spell
     found = []
@@ -58,15 +63,17 @@ def find(signals: Signals) -> list[Finding]:
     return found
 
 
-def _peaked(signals: Signals, entropy: Matrix) -> tuple[np.ndarray, np.ndarray]:
+def _peaked(
+    signals: Signals, entropy: Matrix, low: float, high: float, small: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """bool (S, C): peaked, and whether that is known."""
     steps, keys = entropy.steps, entropy.keys
     one = np.array([signals.site("softmax", s).shape[-1:] == (1,) for s in entropy.sites], bool)
     certain = signals.matrix("softmax", "max_prob").on(steps).columns(keys)
     with np.errstate(invalid="ignore"):
-        peaked = (entropy.values < ENTROPY) | one
-        peaked &= ~(certain < MAX_PROB)
-        for metric in ("gain", "jacobian_norm"):
+        peaked = (entropy.values < low) | one
+        peaked &= ~(certain < high)
+        for metric in small:
             peaked &= ~(signals.matrix("softmax", metric).on(steps).columns(keys) > PASSES)
     return peaked, np.isfinite(entropy.values) | (one & np.isfinite(certain))
 

@@ -35,6 +35,18 @@ def test_a_detached_start_is_critical():
     assert finding.evidence["share_of_parameters"] == 0.5
 
 
+def test_a_weight_that_the_module_around_reads_itself():
+    names = ["attn.in_proj_weight", "attn.out_proj.weight", "head.weight"]
+    found = find(
+        detached,
+        made.parameters(names[2:]),
+        made.parameter_sites(names),
+        called=["", "attn", "head"],
+    )
+    assert [f.view.sites for f in found] == [tuple(names[:2])]
+    assert found[0].evidence["module_ran"]
+
+
 def test_modules_that_never_ran_are_another_matter():
     (finding,) = find(detached, made.parameters(NAMES[:3]), called=called(0, 1, 2))
     assert (finding.severity, finding.evidence["module_ran"]) == ("warning", False)

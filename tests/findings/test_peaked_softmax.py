@@ -26,6 +26,20 @@ def test_peaked_from_the_start():
     assert "from the start" in finding.message
 
 
+def test_at_the_start_nearly_peaked_is_enough():
+    def rows(steps_peaked):
+        values = {"entropy": 0.08, "max_prob": 0.9, "jacobian_norm": 0.15, "gain": 0.02}
+        rows = made.softmax(SITES[0], [0.7] * 40)
+        return [
+            (s, n, k, e, m, values[m] if s in steps_peaked and m in values else v)
+            for s, n, k, e, m, v in rows
+        ]
+
+    (finding,) = find(rows(range(40)))
+    assert finding.severity == "warning" and finding.evidence["from_start"]
+    assert find(rows(range(10, 40)) + made.loss(2.0, 1.9)) == []
+
+
 def test_peaked_from_the_start_matters_though_the_loss_falls():
     rows = made.softmax(SITES[0], [0.003] * 40) + made.loss(2.0, 0.1)
     assert find(rows)[0].severity == "warning"
