@@ -19,12 +19,13 @@ from gradscope.capture.ledger import Ledger
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest
 from gradscope.capture.processes import this_process
 from gradscope.capture.recorder import Recorder
+from gradscope.capture.shards import named_shards
 from gradscope.capture.softmaxes import SOFTMAX_ROWS, SoftmaxRows
 from gradscope.capture.writer import Writer
 from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError
 from gradscope.findings import Finding, analyze
-from gradscope.graph.wrappers import unwrapped
+from gradscope.graph.wrappers import has_flat_parameters, unwrapped
 from gradscope.live import OnFinding, Watch
 from gradscope.probing import Probe, probe
 from gradscope.run import Column, Run, Site
@@ -384,7 +385,9 @@ class Scope:
 
 def _check_held(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     """An optimizer of another model would count other steps, or none."""
-    own = {id(p) for p in model.parameters()}
+    if has_flat_parameters(model):
+        return  # the optimizer holds the flat ones
+    own = {id(p) for p in named_shards(unwrapped(model)).values()}
     held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
     if own and optimizers and not own & held:
         raise GradscopeError(

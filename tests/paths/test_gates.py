@@ -21,7 +21,8 @@ def test_the_parts_are_the_paths_that_visit_a_gate_and_those_that_do_not(program
     graph = reference.run(program)
     found = through(graph.loss, [graph.values[target]], [graph.values[g] for g in gates])
     expected = reference.through(program, target, gates)
-    atol = 1e-12 * float(reference.magnitudes(program, target, 8).norm())
+    # Inside fused attention terms cancel that the magnitudes of paths do not show.
+    atol = 1e-10 * float(reference.magnitudes(program, target, 8).norm())
     assert torch.allclose(found.through[0], expected[0], rtol=1e-8, atol=atol)
     assert torch.allclose(found.avoiding[0], expected[1], rtol=1e-8, atol=atol)
 
