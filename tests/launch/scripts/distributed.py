@@ -22,4 +22,5 @@ for _ in range(11):
 if os.environ["RANK"] == "0":
     print(loss.item())
     helper.show(net, optimizer=optimizer)
+dist.barrier()  # gloo aborts where one is gone before the other is done
 dist.destroy_process_group()
