@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gradscope.errors import PathwayError
@@ -18,11 +18,12 @@ def test_the_parts_are_the_paths_that_visit_a_gate_and_those_that_do_not(program
     inner = range(len(program.ops))
     gates = data.draw(st.sets(st.sampled_from(inner), min_size=1), label="gates")
     target = data.draw(st.sampled_from(inner), label="target")
+    # Where a part is the small rest of large terms that cancel, there is no right answer.
+    assume(reference.rounding(program, target, 8, torch.finfo(torch.float64).eps) <= 1e-8 / 20)
     graph = reference.run(program)
     found = through(graph.loss, [graph.values[target]], [graph.values[g] for g in gates])
     expected = reference.through(program, target, gates)
-    # Inside fused attention terms cancel that the magnitudes of paths do not show.
-    atol = 1e-10 * float(reference.magnitudes(program, target, 8).norm())
+    atol = 1e-12 * float(reference.magnitudes(program, target, 8).norm())
     assert torch.allclose(found.through[0], expected[0], rtol=1e-8, atol=atol)
     assert torch.allclose(found.avoiding[0], expected[1], rtol=1e-8, atol=atol)
 
