@@ -37,6 +37,7 @@ class Case:
             whose result or gradient is not, in lower case and without "Backward0".
         twin: name of the same run without the fault; "" if there is none.
         symptom: how `verify` decides that the fault is one.
+        flat: why the loss of a healthy run need not fall; "" where it has to.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     operation: frozenset[str] = frozenset()
     twin: str = ""
     symptom: Symptom | None = None
+    flat: str = ""
 
     @property
     def group(self) -> str:
@@ -96,14 +98,14 @@ class Fault:
     at_info: Iterable[str] = ()
     symptom: Symptom | None = None
 
-    def cases(self, twins: dict[Any, str]) -> list[Case]:
-        """Faulty cases and their healthy twins; variants alternate between the halves.
+    def cases(self, twins: dict[Any, str], splits: tuple[Split, ...] = SPLITS) -> list[Case]:
+        """Faulty cases and their healthy twins; variants take turns in the halves.
 
         `twins` holds the twins that the corpus has already: the same run is one case only.
         """
         cases = []
         for position, v in enumerate(self.variants):
-            split = SPLITS[position % 2]
+            split = splits[position % len(splits)]
             name = f"{self.name}/{v.name}"
             twin = ""
             if v.healthy is not None and v.twin:
@@ -162,25 +164,28 @@ def _broken(v: Variant) -> Make:
 
 @dataclass
 class Healthy:
-    """Healthy runs of one theme: name → how to make it; they alternate between the halves.
+    """Healthy runs of one theme: name → how to make it; they take turns in the halves.
 
     Attributes:
         may: rules that may be reported of a run, by its name, with the reason beside the entry.
+        flat: runs whose loss says nothing of their progress, by name, with the reason.
     """
 
     name: str
     runs: dict[str, Make]
     may: dict[str, Iterable[str]] = field(default_factory=dict)
+    flat: dict[str, str] = field(default_factory=dict)
 
-    def cases(self, twins: dict[Any, str]) -> list[Case]:
+    def cases(self, twins: dict[Any, str], splits: tuple[Split, ...] = SPLITS) -> list[Case]:
         """Runs that aren't the healthy twin of some fault already."""
         return [
             Case(
                 name=f"{self.name}/{name}",
                 fault="",
                 make=make,
-                split=SPLITS[position % 2],
+                split=splits[position % len(splits)],
                 may=frozenset(self.may.get(name, ())),
+                flat=self.flat.get(name, ""),
             )
             for position, (name, make) in enumerate(self.runs.items())
             if twins.setdefault(same(make), f"{self.name}/{name}") == f"{self.name}/{name}"

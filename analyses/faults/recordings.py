@@ -28,6 +28,7 @@ T = TypeVar("T")
 FOLDER = Path("reports/faults/runs")
 BUILT_FROM = ("training.py", "data.py", "nets.py", "setups.py")
 BORROWS = re.compile(r"from analyses\.faults\.causes\.(\w+) import")
+FOLDERS = ("causes", "healthy", "independent")
 RECORDS = ("capture", "graph", "quantities", "paths", "cuts", "run.py", "store.py", "probing.py")
 
 
@@ -44,13 +45,12 @@ def _text(where: Path) -> bytes:
 
 def _home(case: Case) -> list[Path]:
     """Files of the functions that a case is made with, `corpus` aside."""
-    folder = HERE / ("causes" if case.fault or case.name.endswith("/healthy") else "healthy")
     found = []
-    for file in _TEXTS:
-        text = _TEXTS[file].decode()
-        if file.parent == folder and file.stem != "__init__" and f'\n    "{case.group}",\n' in text:
+    for file, text in _TEXTS.items():
+        if file.parent.name in FOLDERS and f'\n    "{case.group}",\n' in text.decode():
             found.append(file)
-            found += [HERE / "causes" / f"{name}.py" for name in BORROWS.findall(text)]
+            found += [HERE / "causes" / f"{name}.py" for name in BORROWS.findall(text.decode())]
+            found += [f for f in file.parent.glob("kit_*.py") if f.stem in text.decode()]
     assert found, f"no file defines the group {case.group!r}"
     return found
 

@@ -24,16 +24,6 @@ from analyses.faults.recordings import FOLDER, forget, in_processes, source_key
 from analyses.faults.scoring import plain
 from analyses.faults.symptoms import also, healthy
 
-# Runs whose loss says nothing of their progress.
-NOT_FALLING = {
-    "losses/gan": "two losses in balance",
-    "losses/policy-gradient": "its surrogate's value is about 0 throughout",
-    "optimizers/batch-1": "the loss of single samples is noise",
-    "schedules/fine-tuning": "trained already",
-    "schedules/fine-tuning-1e-4": "trained already",
-    "losses/noisy-labels": "two fifths of the labels can't be learned",
-}
-
 
 def observed(name: str) -> Observed:
     """A case's observations, from the folder of recordings if they are there."""
@@ -60,7 +50,7 @@ def _observe(name: str) -> str:
 def verdict(case: Case) -> dict[str, Any]:
     """A case's evidence; "is" tells whether it is what its label says."""
     if not case.fault:
-        return healthy(falls=case.name not in NOT_FALLING)(observed(case.name), None)
+        return healthy(falls=not case.flat)(observed(case.name), None)
     assert case.symptom is not None, f"{case.name} has no symptom"
     twin = observed(case.twin) if case.twin else None
     evidence = case.symptom(observed(case.name), twin)

@@ -47,4 +47,4 @@ FAULTS = [
 
 def cases(twins: dict[Any, str]) -> list[Case]:
     """Faulty cases and their twins; `twins` is filled with those (see `Fault.cases`)."""
-    return [case for fault in FAULTS for case in fault.cases(twins)]
+    return [case for fault in FAULTS for case in fault.cases(twins, ("tune",))]

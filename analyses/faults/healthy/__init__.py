@@ -28,4 +28,4 @@ THEMES = [
 
 def cases(twins: dict[Any, str]) -> list[Case]:
     """Healthy cases that aren't in `twins` (see `Healthy.cases`)."""
-    return [case for theme in THEMES for case in theme.cases(twins)]
+    return [case for theme in THEMES for case in theme.cases(twins, ("tune",))]

@@ -203,4 +203,9 @@ RUNS = Healthy(
         "noisy-labels": noisy_labels,
         "small-auxiliary-term": partial(several, 0.01),
     },
+    flat={
+        "gan": "two losses in balance",
+        "policy-gradient": "its surrogate's value is about 0 throughout",
+        "noisy-labels": "two fifths of the labels can't be learned",
+    },
 )

@@ -76,4 +76,7 @@ RUNS = Healthy(
         "selu-deep": partial(mlp, depth=8, activation=nn.SELU, gain=1.0, lr=0.02),
         "leaky-relu": partial(mlp, activation=nn.LeakyReLU, depth=5, gain=1.4, lr=0.05),
     },
+    flat={
+        "batch-1": "the loss of single samples is noise",
+    },
 )  # fmt: skip

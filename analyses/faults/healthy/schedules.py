@@ -67,6 +67,10 @@ RUNS = Healthy(
         "fine-tuning": fine_tuned,
         "fine-tuning-1e-4": partial(fine_tuned, 1e-4),
     },
+    flat={
+        "fine-tuning": "trained already",
+        "fine-tuning-1e-4": "trained already",
+    },
 )
 
 
