@@ -23,10 +23,13 @@ from gradscope.capture.shards import gathered, named_shards, spread, tensor_para
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
+from gradscope.cuts import Cut, training_cuts
 from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call, CallRecorder
+from gradscope.graph.naming import Names
 from gradscope.graph.walk import Graph, following, walk
 from gradscope.graph.wrappers import has_flat_parameters, module_paths, unwrapped
+from gradscope.run import Column, Site
 
 PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
 
@@ -149,6 +152,16 @@ class Recorder:
         self._ranks.append(Ranks(self._ledger, self.paths, sites, every))
         self._arm_for_outputs(self.step % every == 0)
 
+    def write_cuts(self, cuts: list[Cut]) -> None:
+        """Record minimum cuts, in place of those that were."""
+        self._meta["cuts"] = [cut.to_dict() for cut in cuts]
+        for cut in cuts:
+            name = f"{cut.source} → {cut.sink}"
+            self._ledger.site(Site(name, "cut", type=cut.kind, order=len(self._ledger.sites)))
+            for metric in ("width", "source_width", "sink_width", "ratio"):
+                column = Column(name, "cut", "", metric)
+                self._ledger.once(self.step, column, float(getattr(cut, metric)))
+
     def note_unseen(self, what: str, why: str) -> None:
         """Tell the run what can't be measured."""
         entry = {"what": what, "why": why}
@@ -242,6 +255,8 @@ class Recorder:
             self._plans.insert(0, (key, plan))
             del self._plans[PLANS:]
             self._adopt(graph, outer.start)
+            if not self._recorded and "cuts" not in self._meta:
+                self._cut(graph, calls)
         self._hung += plan.hang(graph)
         self._nonfinite.forward_done(outer.start, outer.end, plan)
         self._writer.spent += time.perf_counter() - began
@@ -406,6 +421,15 @@ class Recorder:
                 self._unregistered += 1
                 self._parameter_names[id(leaf)] = name
                 self._parameters.adopt(name, leaf)
+
+    def _cut(self, graph: Graph, calls: list[Call]) -> None:
+        """The narrowest places between attention softmaxes, of the first graph that has any."""
+        try:
+            cuts = training_cuts(graph, calls, Names(graph, calls, self.paths, {}))
+            if cuts:
+                self.write_cuts(cuts)
+        except Exception as error:
+            self.trouble.caught("bottlenecks", error)
 
     def _note_called(self, calls: list[Call]) -> None:
         """Which modules run at all: a parameter of one that does, and gets no gradient, is

@@ -254,9 +254,10 @@ class Scope:
             self.recorder.rank(sites, _positive("every", every))
 
     def bottlenecks(self, closure: Callable[[], Any]) -> list[Cut]:
-        """Also record the minimum cuts of the model: see `gradscope.bottlenecks`.
+        """Also record the minimum cut from input to output: see `gradscope.bottlenecks`.
 
-        Once a run is enough: they are a matter of structure.
+        Once a run is enough: it is a matter of structure. Cuts between attention softmaxes
+        are recorded without being asked for, at the first recorded step.
 
         Args:
             closure: runs a forward pass and returns the loss.
@@ -274,13 +275,7 @@ class Scope:
         finally:
             if was_armed:
                 calls.arm()
-        self._meta["cuts"] = [cut.to_dict() for cut in cuts]
-        for cut in cuts:
-            name = f"{cut.source} → {cut.sink}"
-            self._ledger.site(Site(name, "cut", type=cut.kind, order=len(self._ledger.sites)))
-            for metric in ("width", "source_width", "sink_width", "ratio"):
-                column = Column(name, "cut", "", metric)
-                self._ledger.once(self.recorder.step, column, float(getattr(cut, metric)))
+        self.recorder.write_cuts(cuts)
         return cuts
 
     def probe(self, name: str, features: Any, labels: Any) -> Probe:

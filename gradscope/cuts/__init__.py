@@ -1,6 +1,11 @@
 """Bottlenecks: the minimum vertex cut between two places of a model, in numbers per sample."""
 
-from gradscope.cuts.bottlenecks import bottlenecks, cut_between, softmax_cuts
+from gradscope.cuts.bottlenecks import (
+    bottlenecks,
+    cut_between,
+    softmax_cuts,
+    training_cuts,
+)
 from gradscope.cuts.cut import Cut
 from gradscope.cuts.labels import Labels
 from gradscope.cuts.tensors import TensorGraph, tensor_graph
@@ -13,4 +18,5 @@ __all__ = [
     "cut_between",
     "softmax_cuts",
     "tensor_graph",
+    "training_cuts",
 ]

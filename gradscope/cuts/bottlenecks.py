@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from gradscope.cuts.cut import Cut
 from gradscope.cuts.flow import minimum_vertex_cut
-from gradscope.cuts.forward import Forward, observe
+from gradscope.cuts.forward import Forward, observe, returned_by
 from gradscope.cuts.labels import Labels
 from gradscope.cuts.sites import SoftmaxSite, consecutive, softmax_sites
-from gradscope.cuts.tensors import TensorGraph
+from gradscope.cuts.tensors import TensorGraph, tensor_graph
 from gradscope.errors import GradscopeError
-from gradscope.graph.naming import INPUT, OUTPUT
+from gradscope.graph.calls import Call
+from gradscope.graph.naming import INPUT, OUTPUT, Names
+from gradscope.graph.walk import Graph
+
+NARROW = 0.25  # of the smaller end: below it, a cut is asked whether its ends are separate
 
 
 def bottlenecks(
@@ -71,7 +76,7 @@ def bottlenecks(
     tensors = forward.tensors
     labels = Labels.of_modules(tensors, forward.names, forward.inputs)
     if source is None and sink is None:
-        inside = softmax_cuts(tensors, labels, forward.batch_size)
+        inside = softmax_cuts(tensors, labels, forward.batch_size, forward.outputs)
     else:
         inside = []
     places = _Places(forward, labels)
@@ -79,21 +84,57 @@ def bottlenecks(
     return [cut_between(tensors, labels, *ends, "module", forward.batch_size), *inside]
 
 
-def softmax_cuts(tensors: TensorGraph, labels: Labels, batch_size: int) -> list[Cut]:
-    """The cut between the latents of every two consecutive softmax sites, in forward order."""
+def softmax_cuts(
+    tensors: TensorGraph, labels: Labels, batch_size: int, outputs: Collection[int]
+) -> list[Cut]:
+    """The cut between the latents of every two consecutive softmax sites, in forward order.
+
+    Inputs need no gradient for it: all that leads from one latent to the next is in the graph.
+    """
     sites = softmax_sites(tensors)
     names = labels.sites(sites)
-    return [
-        cut_between(
-            tensors,
-            labels,
-            (names[i], sites[i].latents),
-            (names[j], sites[j].latents),
-            "softmax",
-            batch_size,
-        )
-        for i, j in consecutive(tensors, sites)
-    ]
+    found = []
+    for i, j in consecutive(tensors, sites):
+        source, sink = ((names[k], sites[k].latents) for k in (i, j))
+        cut = cut_between(tensors, labels, source, sink, "softmax", batch_size)
+        if 0 < cut.width < NARROW * min(cut.source_width, cut.sink_width):
+            separate = _separate(tensors, source[1], sink[1], outputs)
+            cut = replace(cut, separate=separate)
+        found.append(cut)
+    return found
+
+
+def training_cuts(graph: Graph, calls: list[Call], names: Names) -> list[Cut]:
+    """The cuts between softmaxes, from a forward pass as training makes it.
+
+    Args:
+        graph: the walk from what the calls returned.
+        calls: the module calls, the outermost last.
+        names: of the graph's nodes.
+    """
+    tensors = tensor_graph(graph)
+    labels = Labels.of_modules(tensors, names)
+    return softmax_cuts(tensors, labels, _batch_size(calls), returned_by(tensors, calls))
+
+
+def _batch_size(calls: list[Call]) -> int:
+    """First dimension of what the model returned; the second by a module that says so."""
+    for call in calls:
+        for output in call.outputs[:1]:
+            if getattr(call.module, "batch_first", None) is False and len(output.shape) == 3:
+                return output.shape[1]
+    shapes = [output.shape for output in calls[-1].outputs if output.shape]
+    return shapes[0][0] if shapes and shapes[0][0] else 1
+
+
+def _separate(
+    tensors: TensorGraph, first: Collection[int], second: Collection[int], outputs: Collection[int]
+) -> bool:
+    def width(sources: Collection[int]) -> int:
+        cut = minimum_vertex_cut(tensors.parents, tensors.numel, sources, outputs)
+        return sum(tensors.numel[t] for t in cut)
+
+    return width({*first, *second}) > 1.5 * max(width(first), width(second))
 
 
 def cut_between(

@@ -27,6 +27,10 @@ class Cut:
         shapes: their shapes, batch included.
         source_width: numbers per sample in the source itself.
         sink_width: numbers per sample in the sink itself.
+        separate: source and sink each have a way of their own to the output: the cut between
+            the two together and the output is wider than that of either. So it is where every
+            step of a decoder gives an answer; in a stack, all goes on through the last layer.
+            Looked at where a cut between softmaxes is narrow, else False.
     """
 
     source: str
@@ -37,6 +41,7 @@ class Cut:
     shapes: tuple[tuple[int, ...], ...]
     source_width: float
     sink_width: float
+    separate: bool = False
 
     @property
     def ratio(self) -> float:

@@ -64,7 +64,7 @@ def observe(model: nn.Module, closure: Callable[[], Any], batch_size: int | None
     size = batch_size or watch.batch_size()
     sources = _sources(graph, watch.entrances.found, size)
     tensors = tensor_graph(graph, sources)
-    outputs = _outputs(tensors, watch.calls)
+    outputs = returned_by(tensors, watch.calls)
     names = Names(graph, watch.calls, watch.paths, {})
     return Forward(
         tensors,
@@ -127,7 +127,7 @@ def _inputs(tensors: TensorGraph, sources: dict[Place, str], outputs: list[int])
     return found
 
 
-def _outputs(tensors: TensorGraph, calls: list[Call]) -> list[int]:
+def returned_by(tensors: TensorGraph, calls: list[Call]) -> list[int]:
     """What the outermost calls returned, unless a later one went on from there."""
     groups = []
     for call in calls:

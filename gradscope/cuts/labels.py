@@ -80,7 +80,8 @@ class Labels:
             base = self._owner(site.node) or f"{OUTPUT}:softmax"
             number = taken[base]
             taken[base] += 1
-            found.append(f"{base}:softmax#{number}" if number else base)
+            kept = base if ":" in base else f"{base}:softmax"
+            found.append(f"{kept}#{number}" if number else base)
         return found
 
     def _number_others(self) -> dict[int, str]:

@@ -12,7 +12,9 @@ hands on one content vector throws the spatial reasoning of each layer away. Men
 makes the cut the most that can pass.
 
 Severity. Warning between softmaxes, but info where linear probes read at least `READ` of what
-they were asked for. Info from input to output: an autoencoder's code is narrow on purpose.
+they were asked for, and where both softmaxes have a way of their own to the output: each step of
+a decoder gives an answer, and asks anew. Info from input to output: an autoencoder's code is
+narrow on purpose.
 
 Silent where the narrowest place is about as wide as source or sink: an output of ten classes is
 no bottleneck, nor are a few latent queries that read a large input. Silent too about a width of 0
@@ -47,6 +49,7 @@ class Narrow:
     source_width: float
     sink_width: float
     tensors: tuple[str, ...]
+    separate: bool
 
     @property
     def ratio(self) -> float:
@@ -72,10 +75,7 @@ def find(signals: Signals) -> list[Finding]:
 
 def _cuts(signals: Signals) -> list[Narrow]:
     """Every recorded cut, as it was last seen."""
-    tensors = {
-        f"{cut['source']} → {cut['sink']}": tuple(map(str, cut.get("tensors") or ()))
-        for cut in signals.run.meta.get("cuts") or ()
-    }
+    cuts = {f"{c['source']} → {c['sink']}": c for c in signals.run.meta.get("cuts") or ()}
     widths = signals.matrix("cut", "width")
     found = []
     for name in widths.sites:
@@ -85,8 +85,12 @@ def _cuts(signals: Signals) -> list[Narrow]:
         if np.isfinite([width, before, behind]).all() and min(before, behind) > 0:
             source, _, sink = name.partition(" → ")
             softmax = signals.site("cut", name).type == "softmax"
-            passing = tensors.get(name, ())
-            found.append(Narrow(name, source, sink, softmax, width, before, behind, passing))
+            cut = cuts.get(name, {})
+            through = tuple(map(str, cut.get("tensors") or ()))
+            separate = bool(cut.get("separate"))
+            found.append(
+                Narrow(name, source, sink, softmax, width, before, behind, through, separate)
+            )
     return found
 
 
@@ -99,11 +103,12 @@ def _last(signals: Signals, name: str, metric: str) -> float:
 
 
 def _finding(signals: Signals, group: list[Narrow]) -> Finding:
-    first = min(group, key=lambda cut: cut.ratio)
+    first = min(group, key=lambda cut: (cut.separate, cut.ratio))
     probes = _probes(signals)
     read = bool(probes) and all(p.accuracy >= READ for p in probes)
     least = min(probes, key=lambda p: p.accuracy - p.baseline, default=None)
-    severity: Severity = "warning" if first.between_softmaxes and not read else "info"
+    matters = first.between_softmaxes and not read and not first.separate
+    severity: Severity = "warning" if matters else "info"
     rank, capacity = _effective_rank(signals, first.source)
     where = f"{named(first.source)} and {named(first.sink)}"
     others = f", and likewise in {len(group) - 1} more places" if len(group) > 1 else ""
@@ -123,6 +128,7 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
             "ratio": first.ratio,
             "cut": list(first.tensors[:8]),
             "places": len(group),
+            "separate_ways_out": first.separate,
             "effective_rank": rank,
             "rank_capacity": capacity,
             "probes": len(probes),

@@ -318,7 +318,7 @@ _ABSENT = {
     "parameter": "no trainable parameter was recorded",
     "crossing": "gradients were not split by softmaxes crossed (ask with scope.crossings())",
     "pathway": "no pathway was named (ask with scope.pathway())",
-    "cut": "no bottleneck was searched for (ask with scope.bottlenecks())",
+    "cut": "no attention softmax follows another (scope.bottlenecks() looks from input to output)",
 }
 
 

@@ -509,6 +509,7 @@ def test_a_cut_as_primitives():
         "shapes": [[B, 4]],
         "source_width": 8,
         "sink_width": 10,
+        "separate": False,
         "ratio": 0.5,
     }
 

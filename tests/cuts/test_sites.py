@@ -229,7 +229,7 @@ def test_the_graph_of_ordinary_training_gives_the_same_cuts():
     for latents, logits in itertools.product([False, True], LOGITS):
         model = Stacked(3, 6, 9, latents=latents, logits=logits)
         tensors = tensor_graph(walk([model(v, h).grad_fn]))
-        plain = softmax_cuts(tensors, Labels(tensors, {}), B)
+        plain = softmax_cuts(tensors, Labels(tensors, {}), B, [tensors.at[0, 0]])
         observed = softmaxes(model, v, h)
         assert [c.width for c in plain] == [c.width for c in observed]
         assert [c.source_width for c in plain] == [c.source_width for c in observed]

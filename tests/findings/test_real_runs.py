@@ -108,10 +108,14 @@ HEALTHY = {
 }
 
 
+# It learns, and yet a vector is all that one layer tells the next.
+NARROW = {"stacked attention with a residual query": ["information-bottleneck"]}
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_run_raises_no_alarm(name):
-    alarms = [f for f in findings(*HEALTHY[name]) if f.severity != "info"]
-    assert alarms == []
+    alarms = [f.rule for f in findings(*HEALTHY[name]) if f.severity != "info"]
+    assert alarms == NARROW.get(name, [])
 
 
 def test_warm_up_from_zero_raises_no_alarm():
@@ -320,6 +324,9 @@ FAULTY = {
 }
 
 
+STRUCTURE = ["information-bottleneck"]  # holds whatever becomes of the training
+
+
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_known_fault_is_found_where_it_is(name):
     rule, severity, site, setup = FAULTY[name]
@@ -329,7 +336,7 @@ def test_a_known_fault_is_found_where_it_is(name):
     assert mine[0].severity == severity
     assert mine[0].site.startswith(site)
     # Whatever else is found at this severity is explained by it, or explains it.
-    others = [f for f in found if f.severity != "info" and f.rule != rule]
+    others = [f for f in found if f.severity != "info" and f.rule not in (rule, *STRUCTURE)]
     explained = {f.rule for f in others if f.cause} | {f.cause for f in found}
     assert {f.rule for f in others} <= explained
 

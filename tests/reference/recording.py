@@ -93,6 +93,7 @@ COMPARED = {
 }
 ELSEWHERE = {
     "activation",  # tests/capture/test_activations.py
+    "cut",  # tests/capture/test_training_cuts.py
     "input",  # tests/capture/test_inputs.py
     "scalar",  # tests/oracle/test_loops.py
     "zero_fraction",  # of forks: they are measured as modules' are
