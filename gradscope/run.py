@@ -29,6 +29,9 @@ KINDS = (
 )
 
 
+TIME_STEP = "time step"  # type of the module sites that are time steps of a fused recurrent layer
+
+
 class Metric(NamedTuple):
     """What a number in a run means."""
 

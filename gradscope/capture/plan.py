@@ -20,13 +20,14 @@ from gradscope.capture.ledger import Ledger, Read, absent
 from gradscope.capture.origins import OriginTap, is_risky
 from gradscope.capture.softmaxes import SoftmaxRows, SoftmaxTap, rows_note
 from gradscope.capture.taps import Arrived, EdgeSlots, ForkTap, NodeTap, TensorTap
+from gradscope.capture.times import TimeTap, recurrent_layers
 from gradscope.capture.trouble import Trouble
 from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.graph.calls import Call
 from gradscope.graph.naming import OUTSIDE, Names, Place, canonical
 from gradscope.graph.walk import OPAQUE, Graph, following, operation
 from gradscope.quantities.activation import SLOPES
-from gradscope.run import Column, Site
+from gradscope.run import TIME_STEP, Column, Site
 
 # A tensor read more often than this (the weight of an unrolled recurrence) is not split by
 # edge: the parts would have to be held together until the last of them has arrived.
@@ -89,6 +90,7 @@ def make_plan(
     names = Names(graph, calls, paths, parameters)
     builder = _Builder(graph, names, start, returned, ledger, unseen, trouble)
     builder.outputs()
+    builder.time_steps(paths)
     builder.forks()
     builder.softmaxes(softmax_rows)
     builder.activations(activations)
@@ -147,6 +149,43 @@ class _Builder:
                 )
             for name in own:
                 self._tensor_tap("module", name, place)
+
+    def time_steps(self, paths: dict[nn.Module, str]) -> None:
+        """Gradients at the inputs of fused recurrent layers, by time."""
+        consumers = self.graph.consumers()
+        modules = {path: module for module, path in paths.items()}
+        for layer in recurrent_layers(self.graph, self.names, modules):
+            node = self.graph.nodes[layer.node]
+            kernel_taps: list[tuple[int, TensorTap]] = []
+            for position, time in enumerate(layer.times):
+                name = f"{layer.name}.time#{position}"
+                readers = consumers.get((layer.node, time), [])
+                if not layer.kernel and not readers:
+                    continue
+                if layer.kernel:
+                    given, output = node.next_functions[0]
+                    shape = _shape(given, output)[1:]
+                else:
+                    shape = _shape(node, time)
+                self.ledger.site(
+                    Site(
+                        name,
+                        "module",
+                        type=TIME_STEP,
+                        order=self.names.sequence[layer.node] + position,
+                        # A kernel's steps lie behind one another, wherever the kernel lies.
+                        depth=-1 if layer.kernel else max(self.depths[n] for n, _ in readers),
+                        shape=shape,
+                        numel=int(np.prod(shape, dtype=np.int64)),
+                        note=layer.note,
+                    )
+                )
+                if layer.kernel:
+                    kernel_taps.append((time, self._named_tap(TensorTap(self.ledger), name)))
+                else:
+                    self._tensor_tap("module", name, (layer.node, time))
+            if kernel_taps:
+                self._node_tap(layer.node).crossing = TimeTap(kernel_taps)
 
     def forks(self) -> None:
         """Tensors that several nodes read."""
@@ -264,6 +303,13 @@ class _Builder:
         return self.taps.setdefault(index, NodeTap(self.trouble))
 
     def _tensor_tap(self, kind: str, name: str, place: Place) -> TensorTap:
+        tap = self.tensor_taps.get(place)
+        if tap is None:
+            tap = self.tensor_taps[place] = TensorTap(self.ledger)
+            self._node_tap(place[0]).outputs.append((place[1], tap))
+        return self._named_tap(tap, name, kind)
+
+    def _named_tap(self, tap: TensorTap, name: str, kind: str = "module") -> TensorTap:
         ledger = self.ledger
         norm = ledger.slot("norm", kind, name, power=1)
         excess = ledger.slot("excess", kind, name, mode="sum")
@@ -275,10 +321,6 @@ class _Builder:
         numel = ledger.sites[(kind, name)].numel  # as first declared
         if kind == "module":
             ledger.emitter_once(norm, _Norm(norm, excess, numel, name), [norm])
-        tap = self.tensor_taps.get(place)
-        if tap is None:
-            tap = self.tensor_taps[place] = TensorTap(ledger)
-            self._node_tap(place[0]).outputs.append((place[1], tap))
         tap.name(norm, excess, nonfinite, half, numel)
         return tap
 

@@ -4,7 +4,7 @@ The gradient of a Linear's output and that of a softmax's differ for reasons tha
 to do with depth. Sites of one role in consecutive blocks differ by depth alone, so along them
 like is compared with like: "layers.0.content", "layers.1.content", … or, in a Sequential, its
 layers of one type. A module that is called again and again (a recurrent cell, shared layers)
-is a ladder over its calls.
+is a ladder over its calls, and so are the time steps of a fused recurrent layer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from gradscope.run import Site
+from gradscope.run import TIME_STEP, Site
 
 MIN_RUNGS = 3  # two sites show a difference, not a trend
 
@@ -46,11 +46,14 @@ def ladders(sites: Iterable[Site]) -> list[Ladder]:
     the chain of all sites.
     """
     known = sorted((s for s in sites if not s.alias_of), key=lambda s: (s.order, s.name))
-    known = [s for s in known if s.name != "(output)"]
+    times = _over_calls([s for s in known if s.type == TIME_STEP])
+    known = [s for s in known if s.name != "(output)" and s.type != TIME_STEP]
     found = _over_indices(known) + _over_calls(known)
-    if found:
-        return found
-    for chain in ([s for s in known if s.parameters], known):
+    return (found or _chain(known)) + times
+
+
+def _chain(sites: list[Site]) -> list[Ladder]:
+    for chain in ([s for s in sites if s.parameters], sites):
         behind = _descending(chain)
         if len(behind) >= MIN_RUNGS:
             return [Ladder("", "(chain)", tuple(s.name for s in behind))]
