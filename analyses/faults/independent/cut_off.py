@@ -114,7 +114,7 @@ def messages(cut: bool = False) -> Training:
     return fit(Messages(cut), graphs, _nodes, lr=3e-3, steps=200)
 
 
-class Reverser(nn.Module):
+class Sequences(nn.Module):
     """A transformer with encoder and decoder."""
 
     def __init__(self, cut: bool) -> None:
@@ -139,9 +139,9 @@ class Reverser(nn.Module):
         return self.read(self.decoder(self.target(before) + self.places, memory, mask))
 
 
-def _reversal(step: int) -> Batch:
+def _in_order(step: int) -> Batch:
     tokens = torch.randint(12, (32, 8), generator=seeded(step, 21))
-    wanted = tokens.flip(1)
+    wanted = (5 * tokens % 12).sort(-1).values
     return tokens, torch.cat([torch.full((32, 1), 12), wanted[:, :-1]], 1), wanted
 
 
@@ -149,10 +149,10 @@ def _translate(model: nn.Module, tokens: Tensor, before: Tensor, wanted: Tensor)
     return F.cross_entropy(model(tokens, before).flatten(0, 1), wanted.flatten())
 
 
-def reverser(cut: bool = False) -> Training:
-    """A sequence written backwards; the encoder is run without gradients to save memory."""
+def sequences(cut: bool = False) -> Training:
+    """A sequence recoded and put in order; the encoder is run without gradients to save memory."""
     torch.manual_seed(4)
-    return fit(Reverser(cut), _reversal, _translate, lr=3e-3, steps=250, how=torch.optim.AdamW)
+    return fit(Sequences(cut), _in_order, _translate, lr=3e-3, steps=250, how=torch.optim.AdamW)
 
 
 class Symbols(nn.Module):
@@ -467,8 +467,8 @@ DETACHED = Fault(
         ),
         Variant(
             "encoder-no-grad",
-            reverser,
-            broken=partial(reverser, cut=True),
+            sequences,
+            broken=partial(sequences, cut=True),
             symptom=no_gradient_before("encoder"),
         ),
         Variant(
@@ -483,10 +483,14 @@ DETACHED = Fault(
             broken=partial(saving, cut=True),
             symptom=no_gradient_before("stem"),
         ),
+        # Reading learns to point at one slot of three: in the end the entropy is below 0.1, and
+        # less than a fortieth of the gradient passes the softmax. That is how it should be.
         Variant(
             "memory-detach",
             remembering,
             broken=partial(remembering, cut=True),
+            may=["no-update", "peaked-softmax"],
+            healthy_may=["peaked-softmax"],
             symptom=no_gradient_before("write"),
         ),
         Variant(

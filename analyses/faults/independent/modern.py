@@ -64,11 +64,11 @@ def bert() -> Training:
     config = BertConfig(
         vocab_size=17, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=96, max_position_embeddings=16, hidden_dropout_prob=0.05,
-        attention_probs_dropout_prob=0.05,
+        attention_probs_dropout_prob=0.05, initializer_range=0.1,
     )  # fmt: skip
-    training = fit(BertForMaskedLM(config), _masked_text, _fill_in, lr=3e-3, steps=250, how=ADAMW)
+    training = fit(BertForMaskedLM(config), _masked_text, _fill_in, lr=3e-3, steps=300, how=ADAMW)
     training.schedule = torch.optim.lr_scheduler.OneCycleLR(
-        training.optimizer, max_lr=3e-3, total_steps=250, pct_start=0.1
+        training.optimizer, max_lr=3e-3, total_steps=300, pct_start=0.1
     )
     return training
 
