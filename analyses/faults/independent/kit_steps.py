@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analyses.faults.training import Batch
+from analyses.faults.training import Batch, Training
 
 
 def stream(seed: int, step: int) -> torch.Generator:
@@ -487,7 +489,7 @@ class Members(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.each = mlp(3, width, width)
-        self.all = mlp(2 * width, width, 1)
+        self.all = mlp(2 * width, width, 1, act=nn.GELU)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.each(x))
@@ -505,3 +507,27 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         share = self.gate(x).softmax(-1).unsqueeze(1)
         return (torch.stack([e(x) for e in self.experts], -1) * share).sum(-1)
+
+
+# Steps.
+
+
+def cast(
+    loss: Callable[..., Tensor], kind: torch.dtype, model: nn.Module, *batch: Tensor
+) -> Tensor:
+    """A loss under autocast."""
+    with torch.autocast("cpu", dtype=kind):
+        return loss(model, *batch)
+
+
+def scaled(scaler: torch.amp.GradScaler, training: Training, step: int) -> dict[str, Any]:
+    """One step with a loss scaler."""
+    loss = training.loss_at(step)
+    scaler.scale(loss).backward()
+    if training.clip is not None:
+        scaler.unscale_(training.optimizer)
+        nn.utils.clip_grad_norm_(training.model.parameters(), training.clip)
+    scaler.step(training.optimizer)
+    scaler.update()
+    training.optimizer.zero_grad()
+    return {"loss": loss.detach()}
