@@ -6,6 +6,8 @@ Definition. States, over the whole run:
   logged learning rate of 0 left out, unless there are no others);
 - *stopped*: the same from some step on, for `MOST` of the run and at its end, though there still is
   a gradient, and the loss has not fallen;
+- *put back*: the optimizer moves it, and yet its norm before every one of `REPEATED` measured
+  updates or more is the very same number;
 - *zero*: its gradient is exactly 0 at every recorded step;
 - *cleared*: gradients reach the modules, and no parameter has one when the optimizer steps.
 A vector (a bias, a norm's scale) counts only along with all other parameters of its module.
@@ -48,6 +50,7 @@ RESOLUTION = 2.0**-24  # update ratios of healthy runs are 1e-5 and above
 EVER = 10 * RESOLUTION  # a parameter that once moved more than this is not stuck
 HELD = 0.9  # share of the measurements
 MOST = 0.5  # share of the run
+REPEATED = 5  # norms of weights that move never repeat to the last bit so often
 MATTERS = 1e-2  # gradient RMS over the median parameter's; symmetry leaves 1e-6
 
 
@@ -71,6 +74,13 @@ STATES = {
         "stopped moving though the loss has not fallen (median update ratio {ratio:.1e})",
         "Look at the learning rate's course: a schedule that decays too soon, or is stepped once a "
         "batch instead of once an epoch.",
+        "update_ratio",
+    ),
+    "put back": State(
+        "an update at every step (median {ratio:.1e} of the weight), and before the next the old "
+        "values again",
+        "Look for what writes weights after optimizer.step(): load_state_dict(), copy_() from an "
+        "average or a snapshot, a swap of weights for evaluation that is never undone.",
         "update_ratio",
     ),
     "cleared": State(
@@ -116,6 +126,8 @@ def _states(signals: Signals, every: list[str]) -> dict[str, str]:
             continue
         if (norms.column(name)[norms.present[:, norms.sites.index(name)]] == 0).all():
             states[name] = "zero"
+        elif _is_put_back(signals, name, ratios.get(name, _NONE)):
+            states[name] = "put back"
         elif _is_stuck(ratios.get(name, _NONE)) and not relative.get(name, np.inf) < MATTERS:
             states[name] = "stuck"
         elif not learned and _has_stopped(ratios.get(name, _NONE), norms.column(name)):
@@ -146,6 +158,14 @@ def _is_stuck(ratios: np.ndarray) -> bool:
     if not len(ratios):
         return False
     return bool((ratios < RESOLUTION).mean() >= HELD and ratios.max() < EVER)
+
+
+def _is_put_back(signals: Signals, name: str, ratios: np.ndarray) -> bool:
+    norms = signals.matrix("parameter", "weight_norm")
+    if name not in norms or not len(ratios) or np.median(ratios) < EVER:
+        return False
+    before = norms.column(name)[np.isfinite(norms.column(name))]
+    return bool(len(before) >= REPEATED and before[0] > 0 and (before == before[0]).all())
 
 
 def _has_stopped(ratios: np.ndarray, gradient: np.ndarray) -> bool:
@@ -200,7 +220,7 @@ def _severity(state: str, seen: int) -> Severity:
 def _times_seen(signals: Signals, state: str, name: str) -> int:
     if state == "cleared":
         return len(signals.steps)
-    if state in ("stuck", "stopped"):
+    if state in ("stuck", "stopped", "put back"):
         return len(_ratios(signals)[name])
     matrix = signals.matrix("parameter", STATES[state].metric)
     return int(matrix.present[:, matrix.sites.index(name)].sum()) if name in matrix else 0

@@ -1,7 +1,10 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
+import torch
 
+import gradscope
 from gradscope.findings import no_update as rule
 from gradscope.findings._rule import Skipped, apply
 from gradscope.findings._signals import Signals
@@ -127,6 +130,38 @@ def test_a_schedule_that_ends_learning_too_soon():
         for s, n, k, e, m, v in stopped(5, end=1.99)
     ]
     assert find(silent) == []  # for want of a gradient: another rule's
+
+
+def trained(after_step):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    before = copy.deepcopy(model.state_dict())
+    x, y = torch.randn(32, 6), torch.randint(3, (32,))
+    with gradscope.attach(model, optimizer=optimizer, out=None, every=1) as scope:
+        for _ in range(60):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            after_step(model, before)
+            scope.log(loss=loss)
+    return apply(rule.RULE, Signals(scope.run()))
+
+
+def test_weights_that_are_put_back_after_every_step():
+    (finding,) = trained(lambda model, before: model.load_state_dict(before))
+    assert (finding.severity, finding.evidence["state"]) == ("critical", "put back")
+    assert finding.message.startswith("All 4 parameters have an update at every step")
+
+
+def test_weights_of_unit_norm_are_not_put_back():
+    def project(model, before):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.div_(p.norm())
+
+    assert trained(project) == []
 
 
 def test_frozen_parameters_have_no_rows_and_no_site():

@@ -52,7 +52,7 @@ def parameters(names, steps=40, *, grad=0.1, ratio=1e-3, weight=1.0, noise=0.1):
             rows += [
                 (step, name, "parameter", "", "grad_norm", g * wobble),
                 (step, name, "parameter", "", "update_ratio", u * wobble),
-                (step, name, "parameter", "", "weight_norm", weight),
+                (step, name, "parameter", "", "weight_norm", weight * (1 + 1e-4 * step)),
             ]
     return rows
 
