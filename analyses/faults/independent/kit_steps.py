@@ -531,3 +531,21 @@ def scaled(scaler: torch.amp.GradScaler, training: Training, step: int) -> dict[
     scaler.update()
     training.optimizer.zero_grad()
     return {"loss": loss.detach()}
+
+
+class Signs(torch.optim.Optimizer):
+    """Steps of one size: the sign of momentum and gradient, with weight decay."""
+
+    def __init__(self, parameters: Any, lr: float, decay: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                p.mul_(1 - group["lr"] * group["decay"])
+                p.sub_(group["lr"] * (0.9 * m + 0.1 * p.grad).sign())
+                m.mul_(0.99).add_(p.grad, alpha=0.01)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -624,30 +623,12 @@ def two_optimizers() -> Training:
     )
 
 
-class Signs(torch.optim.Optimizer):
-    """Steps of one size: the sign of momentum and gradient, with weight decay."""
-
-    def __init__(self, parameters: Any, lr: float, decay: float = 0.0) -> None:
-        super().__init__(parameters, {"lr": lr, "decay": decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                m = self.state[p].setdefault("m", torch.zeros_like(p))
-                p.mul_(1 - group["lr"] * group["decay"])
-                p.sub_(group["lr"] * (0.9 * m + 0.1 * p.grad).sign())
-                m.mul_(0.99).add_(p.grad, alpha=0.01)
-
-
 def signs() -> Training:
     """An optimizer of one's own."""
     torch.manual_seed(77)
     model = kit.Experts(10, 1, experts=3, width=48)
     return Training(
-        model, kit.friedman, kit.regress, Signs(model.parameters(), 1e-3, 0.1), steps=300
+        model, kit.friedman, kit.regress, kit.Signs(model.parameters(), 1e-3, 0.1), steps=300
     )
 
 
