@@ -92,7 +92,7 @@ class Wave(nn.Module):
         for layer in self.layers:
             x, skip = layer(x)
             skips = skips + skip
-        return self.head(F.gelu(skips).amax(2))
+        return self.head(F.gelu(skips + x).amax(2))
 
 
 def closed_gate(bias: float = -1.0) -> Training:
