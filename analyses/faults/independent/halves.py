@@ -229,7 +229,8 @@ UNDERFLOW = Fault(
             healthy=partial(distilled, scaler=True),
             broken=partial(distilled, scaler=False),
             symptom=lost(partial(distilled, scaler=False), 0.3),
-            may=["vanishing-gradient"],  # 0 from the first layers on, for most of the run
+            # 0 at the first layers for most of the run; the very first stays as drawn.
+            may=["vanishing-gradient", "no-update"],
         ),
         Variant(
             "focal-over-all-pixels",
