@@ -22,6 +22,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "update-too-large": ("exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
     "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
+    "cancelling-fork": ("unscaled-input", "saturated-activation"),
     "dead-units": ("underflow", "update-too-large", "unscaled-input"),
     "vanishing-gradient": (
         "not-in-optimizer",
@@ -54,6 +55,8 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
 # Symptoms that always follow from the cause, and need no remedy of their own.
 _FOLLOWS = {
     "vanishing-gradient": {"not-in-optimizer", "underflow", "dead-units", "update-too-large"},
+    # A GRU's gate at its end passes on the old state or the new one, and the terms of the other.
+    "cancelling-fork": {"unscaled-input", "saturated-activation"},
     "dead-units": {"unscaled-input", "underflow"},
     "update-too-large": {"peaked-softmax"},
     "saturated-activation": {"unscaled-input"},
@@ -76,6 +79,7 @@ _FOLLOWS = {
     },
 }
 WHOLE = 0.9  # share of the trainable elements
+RESOLUTION = 1e-6  # of a fork's gradient: what gets less can't move, whatever moves the others
 _LOCAL = {
     ("vanishing-gradient", "softmax-borne"),
     ("vanishing-gradient", "peaked-softmax"),
@@ -157,6 +161,8 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
         # What is left at the fork has to be as little as what is lost at the steepest place.
         drop = symptom.evidence["largest_drop_decades"]
         return cause.evidence["agreement"] <= (0.0 if drop is None else 10 ** (-drop / 2))
+    if pair == ("no-update", "starved-pathway") and cause.evidence["share"] < RESOLUTION:
+        return True  # the branch's own parts have names of their own
     return pair not in _LOCAL or bool(_structures(symptom) & _structures(cause))
 
 

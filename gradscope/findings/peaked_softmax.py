@@ -13,8 +13,9 @@ Preventing Attention Entropy Collapse", ICML 2023 (collapse goes with instabilit
 Severity. Attention that has learned where to look is peaked, too, and is no fault. What matters
 is when: peaked from the start, before anything can have been learned, is a warning (critical if
 the gain is under `NOTHING`); a collapse later on is a warning if the loss has not fallen, or if
-most softmaxes (`MANY`) collapsed while it had not (by `LEARNED` of its whole fall): what has not
-been learned can't be certain. Info without a loss to tell, and of fewer than three recorded steps.
+most softmaxes (`MANY`) collapsed and it did not fall soon (by `LEARNED` of its whole fall): what
+has not been learned can't be certain. Info without a loss to tell, and of fewer than three
+recorded steps.
 
 Silent about a softmax that became peaked while the loss fell.
 """
@@ -40,6 +41,7 @@ MOST = 0.5  # share of them for one that is over
 BEFORE = 5  # recorded steps before a collapse, whose loss is compared with the end's
 WORSE = 1.1  # factor between the two that noise does not make
 LEARNED = 0.4  # share of the loss's whole fall
+SOON = 0.1  # share of the run in which the loss follows attention that was right to be certain
 MANY = 0.6  # share of the softmaxes
 
 
@@ -138,7 +140,8 @@ def _severity(signals: Signals, spells: list[Spell], gain: float, many: bool) ->
     steps = signals.steps
     before = level(signals, int(steps[max(0, int(np.searchsorted(steps, first)) - BEFORE)]), first)
     at = int(np.searchsorted(steps, first))  # entropy and loss may fall in the same interval
-    there = level(signals, int(steps[max(0, at - 1)]), int(steps[min(len(steps) - 1, at + 1)]))
+    soon = min(len(steps) - 1, at + max(1, round(SOON * len(steps))))
+    there = level(signals, int(steps[max(0, soon - 2)]), int(steps[soon]))
     too_early = many and there > went.start - LEARNED * (went.start - went.end)
     return None if went.learned and not went.end > WORSE * before and not too_early else "warning"
 

@@ -19,7 +19,7 @@ has a saturated sigmoid at its end.
 from __future__ import annotations
 
 from gradscope.findings._activations import judged, spells
-from gradscope.findings._finding import Finding, Severity, View
+from gradscope.findings._finding import SEVERITIES, Finding, Severity, View
 from gradscope.findings._groups import by_role, listed
 from gradscope.findings._persistence import Spell
 from gradscope.findings._rule import Rule, Skipped
@@ -47,7 +47,9 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         findings.append(
             Finding(
                 rule="saturated-activation",
-                severity=_severity(signals, found[worst], share[worst]),
+                severity=max(
+                    (_severity(signals, found[s], share[s]) for s in sites), key=SEVERITIES.index
+                ),
                 site=sites[0],
                 first_step=min(found[s].first for s in sites),
                 last_step=max(found[s].last for s in sites),

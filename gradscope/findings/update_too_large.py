@@ -10,7 +10,8 @@ restricted Boltzmann machines", 2010). SageMaker Debugger's limit of 10 comes af
 
 Severity. Critical if the run ends non-finite, or no better than it began although it rewrote its
 weights; warning if the loss got nowhere otherwise, or none was logged; info if it fell all the
-same and no step came to `REPLACES`.
+same and no step came to `REPLACES`, or none but the first measured ones, behind which the loss
+stood no higher: weights that start small are outgrown.
 
 Silent about single large steps under `REWRITES`, such as Adam's first, while the loss falls.
 """
@@ -24,7 +25,7 @@ from gradscope.findings._origins import undefined
 from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals, quiet_median
-from gradscope.findings._training import progress
+from gradscope.findings._training import level, progress
 
 REWRITES = 0.5  # half of the norm in one step; healthy runs peak at 0.15
 REPLACES = 1.0  # all of it: what had been learned is gone
@@ -60,8 +61,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     severity: Severity = "warning"
     if overflowed or (stuck and threshold == REWRITES):
         severity = "critical"
-    elif went is not None and went.learned and np.max(course[known]) < REPLACES:
-        severity = "info"
+    elif went is not None and went.learned:
+        replaced = known[course[known] >= REPLACES]
+        if not len(replaced) or _outgrown(signals, ratios.steps, replaced, early):
+            severity = "info"
     peak = int(known[np.argmax(course[known])])
     worst = ratios.sites[int(np.nanargmax(ratios.values[peak]))]
     end = "" if went is None else _aftermath(went.start, went.end)
@@ -101,6 +104,14 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             ),
         )
     ]
+
+
+def _outgrown(signals: Signals, steps: np.ndarray, replaced: np.ndarray, early: np.ndarray) -> bool:
+    """Whether weights were replaced at the start only, and the loss did not rise for it."""
+    if signals.loss is None or replaced[-1] > early[-1]:
+        return False
+    first, after = int(steps[replaced[0]]), int(steps[min(replaced[-1] + 1, len(steps) - 1)])
+    return level(signals, first + 1, after) <= level(signals, 0, first)
 
 
 def _weights(signals: Signals) -> Matrix:

@@ -39,13 +39,21 @@ def test_weights_that_are_rewritten():
 
 def test_the_loss_decides_on_the_severity():
     assert find(with_start(0.7, 3), made.loss(2.0, 0.1, steps=83))[0].severity == "info"
-    assert find(with_start(5.0, 3), made.loss(2.0, 0.1, steps=83))[0].severity == "warning"
+    rose_first = [2.0, *[30.0] * 5, *np.geomspace(2.0, 0.1, 77)]
+    losses = made.series("scalar", "loss", "value", rose_first)
+    assert find(with_start(5.0, 3), losses)[0].severity == "warning"
     assert find(with_start(0.7, 3), made.loss(2.0, 1.7, steps=83))[0].severity == "warning"
     lost = [
         *made.loss(2.0, 1.0, steps=60),
         *made.series("scalar", "loss", "value", [np.nan] * 80)[60:],
     ]
     assert find(with_start(0.7, 3), lost)[0].severity == "critical"
+
+
+def test_weights_that_start_small_are_outgrown():
+    assert find(with_start(5.0, 3), made.loss(2.0, 0.1, steps=83))[0].severity == "info"
+    later = np.concatenate([USUAL, [5.0], USUAL])
+    assert find(later, made.loss(2.0, 0.1, steps=161))[0].severity == "warning"
 
 
 def test_large_for_a_good_part_of_the_run():
