@@ -2,16 +2,17 @@
 
     python -m analyses.faults                               # record what is missing, score, print
     python -m analyses.faults --only 'vanishing/*'          # some cases
-    python -m analyses.faults --split tune                  # the half that rules may be tuned on
+    python -m analyses.faults --split tune                  # what rules may be tuned on
     python -m analyses.faults --out reports/faults          # write the report
     python -m analyses.faults.verify                        # is every fault one? without gradscope
 
-`causes/` has a file for each kind of fault and `healthy/` the runs in which nothing is wrong. A
+`causes/` has a file for each kind of fault and `healthy/` the runs in which nothing is wrong;
+`independent/` has both, by authors who knew neither these cases nor the rules. A
 case says which rules must be reported and which others may be; whatever else is reported is a
 false alarm. `nets.py`, `data.py` and `setups.py` are what the cases are built from.
 
 Labels come from how a case was made, and from `verify`, which measures the fault by itself; never
-from what the rules find. The two halves are fixed beforehand: within each file, cases alternate
-between "tune" and "test" (a healthy twin is in its faulty case's half). Rules are tuned on the
-first only.
+from what the rules find. Within each file of `independent/`, cases alternate between "tune" and
+"test" (a healthy twin is in its faulty case's half); all others are "tune". The score is that of
+"test".
 """

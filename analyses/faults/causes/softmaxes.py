@@ -93,11 +93,15 @@ slowly = partial(lookup, optimizer="momentum", lr=0.1, steps=300, every=10)
 # Where attention is the only way, what lies before it gets no gradient, either.
 NOTHING_BEFORE = ["starved-pathway", "no-update", "vanishing-gradient"]
 
+# Queries and keys behind a one-hot softmax get no gradient.
+NOT_LEARNED = ["starved-pathway", "no-update"]
+# Uniform weights pass on 1/n: what lies behind them is starved, and moves little.
+DILUTED = ["starved-pathway", "no-update", "softmax-borne", "vanishing-gradient"]
+
 PEAKED = Fault(
     "peaked",
     must=[["peaked-softmax"]],
-    # Queries and keys behind a one-hot softmax get no gradient.
-    may=["starved-pathway", "no-update"],
+    may=NOT_LEARNED,
     symptom=peaked(0.15),
     variants=[
         Variant("transformer-logits-times-300", slowly, logits_times(300)),
@@ -118,6 +122,9 @@ PEAKED = Fault(
             "san-large-scores",
             partial(setups.arrows, "san-residual", layers=2),
             weights_times(150, "score"),
+            # A vector is all that its layers hand on, whether they learn or not.
+            may=[*NOT_LEARNED, "information-bottleneck"],
+            healthy_may=["information-bottleneck"],
         ),
         Variant(
             # The updates that make it collapse are too large.
@@ -176,8 +183,7 @@ def frozen_uniform(*like: str) -> Change:
 DIFFUSE = Fault(
     "diffuse",
     must=[["diffuse-softmax"]],
-    # Uniform weights pass on 1/n: what lies behind them is starved, and moves little.
-    may=["starved-pathway", "no-update", "softmax-borne", "vanishing-gradient"],
+    may=DILUTED,
     symptom=diffuse(0.98),
     variants=[
         Variant("pool-logits-over-1000", setups.pool, logits_times(1e-3)),
@@ -190,6 +196,7 @@ DIFFUSE = Fault(
             "san-frozen-scores",
             partial(setups.arrows, "san-residual", layers=2),
             frozen_uniform("score"),
+            may=[*DILUTED, "information-bottleneck"],
         ),
         Variant(
             "pool-64-positions-frozen-query",

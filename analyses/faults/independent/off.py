@@ -363,7 +363,7 @@ SATURATED = Fault(
             healthy=partial(forecast, scaled=True),
             broken=partial(forecast, scaled=False),
             must=[["saturated-activation", "unscaled-input"]],
-            may=["unscaled-input"],
+            may=[],
         ),
         Variant(
             "bias-of-every-gate",
