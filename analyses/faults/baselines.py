@@ -27,7 +27,7 @@ def debugger(run: gradscope.Run) -> list[Report]:
     reports = []
     if bool((rms < 1e-7).any(axis=None)):
         reports.append(Report("vanishing-gradient", "warning"))
-    if not bool(np.isfinite(rms.to_numpy()[rms.notna().to_numpy()]).all()) or _non_finite(run):
+    if _infinite(rms) or _non_finite(run):
         reports.append(Report("non-finite", "warning"))
     return reports
 
@@ -54,9 +54,9 @@ def autotrainer(run: gradscope.Run) -> list[Report]:
     """
     matrices = [s.name for s in run.sites_of("parameter") if len(s.shape) > 1]
     norm = run.wide("parameter", "grad_norm")
-    if not bool(np.isfinite(norm.to_numpy()[norm.notna().to_numpy()]).all()) or _non_finite(run):
+    if _infinite(norm) or _non_finite(run):
         return [Report("non-finite", "warning")]
-    if _converges(run):
+    if _converges(run) or norm.empty:
         return []
     reports = []
     norm = norm[[c for c in norm.columns if c in matrices]]
@@ -85,6 +85,10 @@ BASELINES: dict[str, Baseline] = {
     "torchlens": torchlens,
     "autotrainer": autotrainer,
 }
+
+
+def _infinite(frame: pd.DataFrame) -> bool:
+    return bool(np.isinf(frame.to_numpy(dtype=float)).any())
 
 
 def _non_finite(run: gradscope.Run) -> bool:
