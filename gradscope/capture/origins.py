@@ -33,6 +33,7 @@ RISKY = frozenset(
 # Which input of an operation a saved tensor is, where that is not the first.
 POSITIONS = {"other": 1, "mat2": 1, "exponent": 1}
 ADDMM = {"mat1": 1, "mat2": 2, "batch1": 1, "batch2": 2}
+NEAR = 2  # operations from a parameter to the one that is named for it
 RESULTS = ("result", "result0", "output", "out")
 # What an operation saved, other than its operands: masks of −∞, say, are meant.
 ASIDE = ("mask", "bias", "logsumexp", "weight", "target", "exp")
@@ -61,7 +62,8 @@ class Origin(NamedTuple):
 
     Attributes:
         phase: "parameter" (a weight was so already), "data", "forward" or "backward".
-        operation: short name of the operation, such as "log"; or "".
+        operation: short name of the operation, such as "log"; or "". For a parameter: of the one
+            that reads it and whose derivative can be infinite.
         node: its autograd node, or the leaf's.
         inferred: nothing shows its result, only that those around it are not to blame.
     """
@@ -128,9 +130,10 @@ def first_nonfinite(loss: Tensor, parameters: Container[int]) -> Origin | None:
         finite = _outputs_finite(graph)
         suspects = _reaching(graph, finite)
         leaves = [i for i in suspects if hasattr(graph.nodes[i], "variable")]
-        for i in leaves:
-            if finite.get(i) is False:
-                return Origin("parameter", "", graph.nodes[i])
+        bad = [i for i in leaves if finite.get(i) is False]
+        if bad:
+            reader = _risky_reader(graph, bad[0]) if len(bad) == 1 else None
+            return Origin("parameter", reader or "", graph.nodes[bad[0]], inferred=bool(reader))
         inner = sorted(
             (i for i in suspects if not hasattr(graph.nodes[i], "variable")),
             key=lambda i: graph.nodes[i]._sequence_nr(),
@@ -145,6 +148,18 @@ def first_nonfinite(loss: Tensor, parameters: Container[int]) -> Origin | None:
             if not any(graph.index.get(n) in suspects for n, _ in graph.nodes[i].next_functions):
                 return Origin("forward", operation(graph.nodes[i]), graph.nodes[i], inferred=True)
         return Origin("forward", operation(loss.grad_fn), loss.grad_fn, inferred=True)
+
+
+def _risky_reader(graph: Graph, leaf: int) -> str | None:
+    """The operation through whose derivative a parameter alone can have lost its finite value."""
+    readers, consumers = [], graph.consumers()
+    waiting = [n for n, _ in consumers.get((leaf, 0), [])]
+    for _ in range(NEAR):  # a clamp or an exponential may lie between
+        readers += waiting
+        waiting = [n for i in waiting for n, _ in consumers.get((i, 0), [])]
+        if any(is_risky(graph.nodes[i]) for i in readers):
+            break
+    return next((operation(graph.nodes[i]) for i in readers if is_risky(graph.nodes[i])), None)
 
 
 def _outputs_finite(graph: Graph) -> dict[int, bool]:

@@ -7,11 +7,13 @@ than its cause does (`_FOLLOWS`) becomes a note: one story is one alarm.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from gradscope.findings._finding import SEVERITIES, Finding
 from gradscope.findings._ladders import role_of
 from gradscope.findings._origins import UNDEFINED
+from gradscope.findings._parameters import WHOLE, module_of
 from gradscope.findings.update_too_large import LARGE, REWRITES
 
 # Symptom → what can explain it, likeliest first. The cause has to begin no later than the symptom,
@@ -22,6 +24,15 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "update-too-large": ("exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
     "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
+    "detached": (
+        "underflow",
+        "non-finite",
+        "dead-units",
+        "saturated-activation",
+        "peaked-softmax",
+        "diffuse-softmax",
+        "vanishing-gradient",
+    ),
     "cancelling-fork": ("unscaled-input", "saturated-activation"),
     "dead-units": ("underflow", "update-too-large", "unscaled-input"),
     "vanishing-gradient": (
@@ -36,6 +47,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "cancelling-fork",
     ),
     "starved-pathway": (
+        "underflow",
         "dead-units",
         "saturated-activation",
         "update-too-large",
@@ -49,6 +61,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "dead-units",
         "saturated-activation",
         "update-too-large",
+        "detached",
         "vanishing-gradient",
     ),
 }
@@ -61,7 +74,17 @@ _FOLLOWS = {
     "update-too-large": {"peaked-softmax"},
     "saturated-activation": {"unscaled-input"},
     "peaked-softmax": {"unscaled-input"},
+    "detached": {
+        "underflow",
+        "non-finite",
+        "dead-units",
+        "saturated-activation",
+        "peaked-softmax",
+        "diffuse-softmax",
+        "vanishing-gradient",
+    },
     "starved-pathway": {
+        "underflow",
         "dead-units",
         "saturated-activation",
         "update-too-large",
@@ -76,9 +99,10 @@ _FOLLOWS = {
         "saturated-activation",
         "update-too-large",
         "vanishing-gradient",
+        "detached",
     },
 }
-WHOLE = 0.9  # share of the trainable elements
+_STRUCTURAL = {"information-bottleneck"}
 RESOLUTION = 1e-6  # of a fork's gradient: what gets less can't move, whatever moves the others
 _LOCAL = {
     ("vanishing-gradient", "softmax-borne"),
@@ -91,9 +115,13 @@ _LOCAL = {
 }
 
 
-def rank(findings: list[Finding]) -> list[Finding]:
-    """Findings with their causes, worst first; at equal severity a cause before its symptoms."""
-    causes = _causes(findings)
+def rank(findings: list[Finding], order: Mapping[str, int] | None = None) -> list[Finding]:
+    """Findings with their causes, worst first; at equal severity a cause before its symptoms.
+
+    Args:
+        order: place in the forward pass, by module.
+    """
+    causes = _causes(findings, order or {})
     severity = [SEVERITIES.index(f.severity) for f in findings]
     for i in range(len(findings)):
         j = causes.get(i)
@@ -104,11 +132,13 @@ def rank(findings: list[Finding]) -> list[Finding]:
         if _follows(findings[i], findings[j]):
             severity[i] = SEVERITIES.index("info")
 
-    def place(i: int) -> tuple[int, int, int, str, str]:
+    def place(i: int) -> tuple[int, int, bool, int, str, str]:
         distance, j = 0, causes.get(i)
         while j is not None:
             distance, j = distance + 1, causes.get(j)
-        return (-severity[i], distance, findings[i].first_step, findings[i].rule, findings[i].site)
+        structural = findings[i].rule in _STRUCTURAL  # not what befell this run
+        named = (findings[i].first_step, findings[i].rule, findings[i].site)
+        return (-severity[i], distance, structural, *named)
 
     return [
         replace(
@@ -127,22 +157,28 @@ def _follows(symptom: Finding, cause: Finding) -> bool:
     return cause.rule in _FOLLOWS.get(symptom.rule, ())
 
 
-def _causes(findings: list[Finding]) -> dict[int, int]:
+def _causes(findings: list[Finding], order: Mapping[str, int]) -> dict[int, int]:
     """Index of a symptom → index of its cause, without circles."""
     causes: dict[int, int] = {}
     for i, symptom in enumerate(findings):
         for rule in _EXPLAINED_BY.get(symptom.rule, ()):
-            fitting = [j for j, c in enumerate(findings) if c.rule == rule and _fits(symptom, c)]
+            fitting = [
+                j for j, c in enumerate(findings) if c.rule == rule and _fits(symptom, c, order)
+            ]
             if fitting:
                 causes[i] = min(fitting, key=lambda j: findings[j].first_step)
                 break
     return causes
 
 
-def _fits(symptom: Finding, cause: Finding) -> bool:
+def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
     if cause.first_step > symptom.first_step:
         return False
     pair = (symptom.rule, cause.rule)
+    if symptom.rule == "detached" and not symptom.evidence["exactly_zero"]:
+        return False
+    if pair == ("no-update", "detached"):
+        return cause.evidence["exactly_zero"] and symptom.evidence["state"] == "zero"
     if pair == ("update-too-large", "exploding-gradient"):
         return not _update_came_first(cause, symptom)
     if pair == ("exploding-gradient", "update-too-large"):
@@ -163,7 +199,15 @@ def _fits(symptom: Finding, cause: Finding) -> bool:
         return cause.evidence["agreement"] <= (0.0 if drop is None else 10 ** (-drop / 2))
     if pair == ("no-update", "starved-pathway") and cause.evidence["share"] < RESOLUTION:
         return True  # the branch's own parts have names of their own
+    if pair == ("no-update", "vanishing-gradient") and _lies_before(symptom, cause, order):
+        return True
     return pair not in _LOCAL or bool(_structures(symptom) & _structures(cause))
+
+
+def _lies_before(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
+    """Whether all parameters that stand still lie on the input's side of a ladder's last rung."""
+    end = order.get(cause.view.sites[-1], -1)
+    return all(order.get(module_of(name), end) < end for name in symptom.view.sites)
 
 
 def _update_came_first(explosion: Finding, update: Finding) -> bool:

@@ -62,7 +62,7 @@ def check(run: Run) -> Check:
     signals = Signals(run)
     results = {rule.name: apply(rule, signals) for rule in rules()}
     found = [f for result in results.values() if not isinstance(result, Skipped) for f in result]
-    ranked = tuple(rank(found))
+    ranked = tuple(rank(found, {s.name: s.order for s in run.sites_of("module")}))
     outcomes = tuple(
         Outcome(name, skipped=result.reason)
         if isinstance(result, Skipped)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from gradscope.findings._signals import Signals
 
 NOT_HELD = "not in the optimizer"  # a site's note
+WHOLE = 0.9  # share of the trainable elements
 MANY = 0.05  # share of the trainable elements; an unused pooler of a large model has 0.01
 
 
@@ -46,6 +47,22 @@ def cleared(signals: Signals) -> bool:
     """Whether gradients reach the model's modules, and are gone when the optimizer steps."""
     modules, norms = (signals.matrix(kind, "grad_norm") for kind in ("module", "parameter"))
     return bool((modules.values > 0).any()) and not bool((norms.values != 0).any())
+
+
+def zero_gradient(signals: Signals) -> list[str]:
+    """Parameters whose gradient is exactly 0 at every recorded step. A vector counts only along
+    with all other parameters of its module: symmetry makes a bias's gradient 0."""
+    norms = signals.matrix("parameter", "grad_norm")
+    every = trainable(signals)
+    zero = [
+        name
+        for name in every
+        if name in norms
+        and (norms.column(name)[norms.present[:, norms.sites.index(name)]] == 0).all()
+    ]
+    whole = whole_modules(every, dict.fromkeys(zero, "zero"))
+    matrices = (n for n in zero if len(signals.site("parameter", n).shape) != 1)
+    return [n for n in zero if module_of(n) in whole or n in set(matrices)]
 
 
 def never_a_gradient(signals: Signals) -> list[str]:

@@ -70,7 +70,7 @@ class Signals:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.steps = run.steps
+        self.steps = run.steps if len(run.steps) else _without_gradients(run)
         self._matrices: dict[tuple[str, str, bool], Matrix] = {}
 
     def has(self, kind: str, metric: str) -> bool:
@@ -153,6 +153,11 @@ class Signals:
     def _order(self, kind: str, name: str) -> int:
         site = self.run.sites.get((kind, name))
         return site.order if site and site.order >= 0 else 1 << 30
+
+
+def _without_gradients(run: Run) -> np.ndarray:
+    """Recorded steps of a run in which no gradient reached anything: they took their time."""
+    return run.frame(kind="scalar").query("site == 'step_seconds'")["step"].to_numpy(np.int64)
 
 
 _NO_STEPS = np.array([], dtype=np.int64)

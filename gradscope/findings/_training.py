@@ -37,6 +37,10 @@ class Progress:
         """Share of the starting level that is gone; negative if the loss rose."""
         return (self.start - self.end) / max(abs(self.start), 1e-12)
 
+    def after(self, share: float) -> float:
+        """The level at which that share of the whole fall is made."""
+        return self.start - share * (self.start - self.end)
+
     @property
     def learned(self) -> bool:
         return not self.diverged and self.fall >= LEARNED

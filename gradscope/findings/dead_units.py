@@ -2,7 +2,8 @@
 
 Definition. A unit is dead where its activation was flat at 0 for all samples and positions of the
 last 8 measurements (metric dead_fraction). A layer counts where the share of its dead units
-stays at `DEAD` or more for `HELD` of the run, and still does at its end.
+stays at `DEAD` or more for `HELD` of the run, and still does at its end; or at `HALF`, where the
+other units are hardly ever on (`SILENT` of all elements off).
 
 Source: Lu et al., "Dying ReLU and Initialization", 2020; AutoTrainer (Zhang et al., ICSE 2021)
 calls it dying ReLU where 70 % of the gradients are 0, which a healthy ReLU comes close to, half
@@ -26,6 +27,8 @@ from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 
 DEAD = 0.75  # share of units; a layer wider than its task needs gets to 0.67
+HALF, SILENT = 0.5, 0.99  # share of the units, where hardly an element of the others is on either
+MOST = 0.5  # share of the measurements
 ALL = 0.98
 HELD = 0.2  # share of the measurements
 SAMPLES = 32  # rows of one batch from which a unit that is off in all of them says something
@@ -36,6 +39,9 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     if not matrix.keys:
         return Skipped("no activation that is 0 on one side")
     found = spells(matrix, DEAD, HELD, skip=FILLED)
+    silent = spells(judged(signals, "saturated_fraction", off=True), SILENT, MOST, skip=FILLED)
+    sparse = spells(matrix, HALF, HELD, skip=FILLED)
+    found |= {s: sparse[s] for s in matrix.sites if s in silent and s in sparse and s not in found}
     findings = []
     for sites in by_role(s for s in matrix.sites if s in found).values():
         share = {s: float(quiet_median(matrix.column(s)[found[s].inside])) for s in sites}

@@ -1,9 +1,10 @@
-"""detached: trainable parameters that are in no loss's graph.
+"""detached: trainable parameters that the loss does not depend on.
 
-Definition. The parameter requires a gradient, and at no recorded step had one: not even 0. Its
-module ran (a call was recorded), or it did not. In either case the loss does not depend on the
-parameter as far as autograd knows: a detach(), .data, no_grad() or a numpy round trip lies
-between the two, or the model's result never uses it.
+Definition. The parameter requires a gradient, and at no recorded step had one. Its module ran (a
+call was recorded), or it did not: a detach(), .data, no_grad() or a numpy round trip lies
+between the two, or the model's result never uses it. Or its gradient was exactly 0 at every one
+of `ENOUGH` recorded steps or more, and that of others wasn't: what it computes is sliced off,
+masked, or multiplied by 0.
 
 Source: `Tensor.grad` is None for what no backward pass has reached.
 
@@ -26,13 +27,16 @@ from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import anonymous, listed
 from gradscope.findings._parameters import (
     MANY,
+    WHOLE,
     cleared,
     is_held,
     module_of,
     never_a_gradient,
     share,
     trainable,
+    zero_gradient,
 )
+from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals
 
@@ -43,8 +47,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     every = trainable(signals)
     if not every:
         return Skipped("no parameter")
-    if not signals.has("parameter", "grad_norm") and not signals.has("module", "grad_norm"):
-        return Skipped("no gradients at all")
+    if not len(signals.steps):
+        return Skipped("no recorded step")
     names = never_a_gradient(signals)
     if cleared(signals):
         return []
@@ -52,9 +56,12 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     ran = names if called is None else [n for n in names if _ran(n, set(called), names)]
     rest = [n for n in names if n not in set(ran)]
     idle = all(_is_routed(signals, n, every) for n in rest)
+    zero = zero_gradient(signals) if len(signals.steps) >= ENOUGH else []
+    if zero and share(signals, zero) >= WHOLE:
+        zero = []  # no-update's
     return [
-        _finding(signals, group, every, did_run, idle and not did_run)
-        for group, did_run in ((ran, True), (rest, False))
+        _finding(signals, group, every, did_run, idle and not did_run, group is zero)
+        for group, did_run in ((ran, True), (rest, False), (zero, True))
         if group
     ]
 
@@ -78,14 +85,17 @@ def _is_routed(signals: Signals, name: str, every: list[str]) -> bool:
 
 
 def _finding(
-    signals: Signals, names: list[str], every: list[str], ran: bool, idle: bool
+    signals: Signals, names: list[str], every: list[str], ran: bool, idle: bool, zero: bool
 ) -> Finding:
     part = share(signals, names)
     unheld = not any(is_held(signals, n) for n in names)
     several = len(names) > 1
     whom = f"All {len(names)} parameters" if len(names) == len(every) > 1 else listed(names)
     what = (
-        f"{'take' if several else 'takes'} part in the forward pass but never "
+        f"{'have' if several else 'has'} a gradient of exactly 0 at every recorded step: the loss "
+        "does not depend on what comes of it"
+        if zero
+        else f"{'take' if several else 'takes'} part in the forward pass but never "
         f"{'get' if several else 'gets'} a gradient: not in the graph of the loss"
         if ran
         else f"{'are' if several else 'is'} never used: the module{'s' * several} did not run"
@@ -100,14 +110,18 @@ def _finding(
             "parameters": len(names),
             "share_of_parameters": part,
             "module_ran": ran,
+            "exactly_zero": zero,
             "in_optimizer": sum(is_held(signals, n) for n in names),
             "recorded_steps": len(signals.steps),
         },
         message=f"{whom} {what}.",
         remedy=(
-            "Look for a detach(), .data, no_grad() or a numpy round trip between these parameters "
-            "and the loss, or for a result that the loss leaves out; where they are not meant to "
-            "learn, call requires_grad_(False) on them."
+            "Look at what lies between these parameters and the loss: a slice, a mask or a factor "
+            "of 0 that leaves their result out; round() or sign(), whose derivative is 0."
+            if zero
+            else "Look for a detach(), .data, no_grad() or a numpy round trip between these "
+            "parameters and the loss, or for a result that the loss leaves out; where they are not "
+            "meant to learn, call requires_grad_(False) on them."
             if ran
             else "Use them, or set requires_grad to False and leave them out of the optimizer."
         ),

@@ -9,9 +9,10 @@ Source: the Jacobian of softmax.
 
 Severity. Attention is uniform at initialisation: with small weights it stays so for some hundred
 steps of a run that goes on to learn, so time is the evidence. Warning after `LONG` steps; after
-`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place; at once, if
-1 − entropy of most is under `NO_LOGITS`, which no usual initialisation comes near. Info before
-that, and for a few softmaxes among others that select while the loss falls (a layer may well
+`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place, or is
+nearer 1 than it began (`SETTLED`); at once, if 1 − entropy of most is under `NO_LOGITS`, which no
+usual initialisation comes near (also where it was so for `MOST` of the run and left then). Info
+before that, and for a few softmaxes among others that select while the loss falls (a layer may well
 average).
 
 Silent about rows of two elements.
@@ -34,6 +35,7 @@ from gradscope.findings._training import progress
 ENTROPY = 0.995  # attention in healthy runs is under 0.985 by the end, even where it averages
 EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the first 200 steps
 NO_LOGITS = 1e-5  # logits that differ by less than 0.01; at weights of std 0.02, 3e-5 and more
+SETTLED = 0.1  # of 1 − entropy at the start: training made it uniform
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 MIN_N = 3
 EVENNESS = "evenness"
@@ -48,12 +50,19 @@ RECORDED = 10
 
 @dataclass(frozen=True)
 class Uniform:
-    """One softmax that stays uniform: its spell, and 1 − entropy in it, at the end and before."""
+    """One softmax that stays uniform: its spell, and 1 − entropy in it, at the end of the run,
+    just before, and at its start."""
 
     spell: Spell
     middle: float
     end: float
     before: float
+    start: float
+
+    @property
+    def settled(self) -> bool:
+        """It was less uniform when training began."""
+        return self.end <= SETTLED * self.start
 
     @property
     def stays(self) -> bool:
@@ -83,10 +92,15 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 flat &= ~(_hidden_by_logits(alike, n))
                 if site in gain:
                     flat &= ~(gain.column(site) > GAIN * alike)
-        spell = longest_spell(entropy.steps, flat, np.isfinite(values))
+        known = np.isfinite(values)
+        spell = longest_spell(entropy.steps, flat, known)
         if spell is not None and spell.ongoing and spell.share >= HELD:
             middle = float(np.median(1 - values[spell.inside]))
-            uniform[site] = Uniform(spell, middle, *_ends(1 - values[np.isfinite(values)]))
+            uniform[site] = Uniform(spell, middle, *_ends(1 - values[known]))
+            continue
+        spell = longest_spell(entropy.steps, flat & (1 - values <= NO_LOGITS), known)
+        if spell is not None and spell.at_once and spell.share >= MOST:
+            uniform[site] = Uniform(spell, 0.0, 0.0, 0.0, 0.0)  # it left, late
     severity = _severity(signals, uniform.values(), len(entropy.sites), steps)
     return [
         _finding(signals, {site: uniform[site].spell for site in sites}, severity)
@@ -106,10 +120,11 @@ def _size(signals: Signals, site: str) -> int:
     return (0, *signals.site("softmax", site).shape)[-1]
 
 
-def _ends(deficit: np.ndarray) -> tuple[float, float]:
-    """Median of 1 − entropy over the last tenth of the run, and over the tenth before."""
+def _ends(deficit: np.ndarray) -> tuple[float, float, float]:
+    """Median of 1 − entropy over the last tenth of the run, over the tenth before; the first."""
     tenth = max(1, len(deficit) // 10)
-    return float(np.median(deficit[-tenth:])), float(np.median(deficit[-2 * tenth : -tenth]))
+    late = float(np.median(deficit[-tenth:])), float(np.median(deficit[-2 * tenth : -tenth]))
+    return *late, float(deficit[0])
 
 
 def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, steps: int) -> Severity:
@@ -119,7 +134,8 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
         return "info"
     if sum(u.middle <= NO_LOGITS and u.stays for u in found) >= MOST * max(1, len(found)):
         return "warning"
-    if steps >= LONG or (steps >= SHORT and sum(u.exact for u in found) >= MOST * len(found)):
+    sure = sum(u.exact or u.settled for u in found) >= MOST * len(found)
+    if steps >= LONG or (steps >= SHORT and sure):
         return "warning"
     return "info"
 
@@ -152,8 +168,9 @@ def _finding(signals: Signals, spells: dict[str, Spell], severity: Severity) -> 
             "loss_fall": None if went is None else went.fall,
         },
         message=(
-            f"The softmax at {listed(sites)} is still uniform at step {spell.last} (entropy "
-            f"{level:.4f} of 1): it selects nothing and passes on {share} of the gradient."
+            f"The softmax at {listed(sites)} is {'still ' * spell.ongoing}uniform at step "
+            f"{spell.last} (entropy {level:.4f} of 1): it selects nothing and passes on {share} of "
+            "the gradient."
         ),
         remedy=(
             "Let the logits grow: check their scale (1/√d once, not twice), the temperature and "

@@ -144,7 +144,7 @@ def _message(
     site: str, first: int, in_forward: bool, ongoing: bool, bad: int, origin: dict[str, Any]
 ) -> str:
     end = "has not recovered" if ongoing else f"recovered ({bad} recorded steps were bad)"
-    if origin["operation"] and origin["phase"] != "data":
+    if origin["operation"] and origin["phase"] not in ("data", "parameter"):
         return (
             f"At step {first} the {origin['phase']} pass of {_place(origin)} made the first NaN or "
             f"infinity; the run {end}."
@@ -154,11 +154,17 @@ def _message(
     if origin["phase"] == "parameter":
         return (
             f"At step {first} {origin['where']} was no longer finite, so it arose at a step before "
-            f"that was not recorded; the run {end}."
+            f"that was not recorded{_reader(origin)}; the run {end}."
         )
     where = "the forward pass" if in_forward else "the backward pass"
     nearest = "" if site == "loss" else f"; nearest the loss it is seen at {named(site)}"
     return f"NaN or infinity arose in {where} at step {first}{nearest}; the run {end}."
+
+
+def _reader(origin: dict[str, Any]) -> str:
+    if not origin["operation"]:
+        return ""
+    return f", in the derivative of {origin['operation']}, which reads it and can be infinite"
 
 
 def _place(origin: dict[str, Any]) -> str:
@@ -179,10 +185,10 @@ def _remedy(in_forward: bool, ongoing: bool, origin: dict[str, Any]) -> str:
         )
     if origin["phase"] == "data":
         return "Look for missing values or divisions by 0 where the batch is made."
-    if origin["phase"] == "parameter":
-        return "Record every step (every=1) to have the operation named that made it."
     operation = origin["operation"]
-    if operation and origin["phase"] == "backward":
+    if origin["phase"] == "parameter" and not operation:
+        return "Record every step (every=1) to have the operation named that made it."
+    if operation and origin["phase"] in ("backward", "parameter"):
         return (
             f"The derivative of {operation} is infinite where it was evaluated: add an ε inside, "
             "clamp what goes in, and choose the safe input with where() before the operation, not "

@@ -142,7 +142,7 @@ def _severity(signals: Signals, spells: list[Spell], gain: float, many: bool) ->
     at = int(np.searchsorted(steps, first))  # entropy and loss may fall in the same interval
     soon = min(len(steps) - 1, at + max(1, round(SOON * len(steps))))
     there = level(signals, int(steps[max(0, soon - 2)]), int(steps[soon]))
-    too_early = many and there > went.start - LEARNED * (went.start - went.end)
+    too_early = many and there > went.after(LEARNED)
     return None if went.learned and not went.end > WORSE * before and not too_early else "warning"
 
 

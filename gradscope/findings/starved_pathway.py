@@ -8,11 +8,11 @@ Source: what autograd adds up at a fork, by the multivariate chain rule.
 
 Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least `LONG` optimizer
 steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
-in a shorter run (queries and keys behind uniform attention start so), where the share is rising (a
-branch that starts near 0, such as LayerScale or a zero-initialised residual), where it came about
-while the loss fell (attention that has learned where to look starves its own query and key), where
-the consumer is no part of the model (an auxiliary term of the loss, small on purpose), and where
-fewer than three steps were recorded.
+in a shorter run (queries and keys behind uniform attention start so), where share and gradient
+rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual), where it
+came about while the loss fell (attention that has learned where to look starves its own query and
+key), where the consumer is no part of the model (an auxiliary term of the loss, small on purpose),
+and where fewer than three steps were recorded.
 
 Silent about parameters and forks that normalise (see `_forks`), and about edges whose gradient is
 exactly 0 throughout: what a slice leaves out was not meant to count (parameters behind such an
@@ -49,10 +49,9 @@ class Starved:
 
     @property
     def rising(self) -> bool:
-        held = self.share[self.spell.inside]
-        tenth = max(1, len(held) // 10)
-        start, end = np.median(held[:tenth]), np.median(held[-tenth:])
-        return bool(len(held) > 1 and end > RISING * start)
+        """In share, and not only because the other edges' gradient falls."""
+        norm = self.fork.norms[:, self.fork.edges.index(self.edge)]
+        return all(_grows(course[self.spell.inside]) for course in (self.share, norm))
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
@@ -70,6 +69,12 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 found = Starved(fork, edge, spell, shares[:, e])
                 groups.setdefault((anonymous(fork.site), anonymous(edge)), []).append(found)
     return [_finding(signals, group) for group in groups.values()]
+
+
+def _grows(held: np.ndarray) -> bool:
+    tenth = max(1, len(held) // 10)
+    start, end = np.median(held[:tenth]), np.median(held[-tenth:])
+    return bool(len(held) > 1 and end > RISING * start)
 
 
 def _finding(signals: Signals, group: list[Starved]) -> Finding:

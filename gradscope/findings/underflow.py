@@ -9,7 +9,8 @@ that many of the sites measured are bad for `HELD` of the recorded steps: `LOST`
 Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
 
 Severity. Critical where the gradient is 0 at most bad sites, warning otherwise; info of a spell
-that is over.
+that is over, and where the loss is scaled and few of the elements (`FEW`) are 0: digits are lost
+then, not the gradient.
 
 Silent about other formats: bfloat16 has float32's range.
 """
@@ -28,6 +29,7 @@ SUBNORMAL = 0.5  # a gradient of a healthy loss scale has under 0.1
 ZERO = 0.98  # what a ReLU shuts is 0 too, but not this much
 LOST = 0.25  # share of the sites measured in float16
 DAMAGED = 0.5  # a scale that starts small and grows leaves the first layers subnormal for a while
+FEW = 0.1  # zeros behind a loss scale that leave enough to learn from
 HELD = 0.2
 
 
@@ -53,17 +55,18 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         return []
     gone = float(none[spell.inside][:, often].mean())
     scaled = "loss_scale" in signals.matrix("scalar", "value")
+    zeros = float(quiet_median(zero.values[spell.inside][:, often]))
     return [
         Finding(
             rule="underflow",
-            severity=_severity(spell, gone),
+            severity=_severity(spell, gone, zeros, scaled),
             site=sites[0],
             first_step=spell.first,
             last_step=spell.last,
             evidence={
                 "sites": len(sites),
                 "sites_in_float16": len(zero.sites),
-                "zero_fraction": float(quiet_median(zero.values[spell.inside][:, often])),
+                "zero_fraction": zeros,
                 "subnormal_fraction": float(
                     quiet_median(tiny.columns(zero.keys)[spell.inside][:, often])
                 ),
@@ -88,8 +91,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     ]
 
 
-def _severity(spell: Spell, gone: float) -> Severity:
-    if not spell.ongoing:
+def _severity(spell: Spell, gone: float, zeros: float, scaled: bool) -> Severity:
+    if not spell.ongoing or (scaled and zeros < FEW):
         return "info"
     return "critical" if gone >= 0.5 else "warning"
 

@@ -45,10 +45,13 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         return Skipped("no finite update ratio of a weight matrix")
     early = known[: max(1, round(EARLY * len(known)))]
     went = progress(signals)
-    stuck = went is not None and went.stuck
+    # What breaks at log(0) says nothing of the steps before.
+    stuck = went is not None and went.stuck and not (went.diverged and undefined(signals))
     rewrites, large = course[known] >= REWRITES, course[known] >= LARGE
     # A run that overflows may end before three steps were measured.
     overflowed = went is not None and went.diverged and not undefined(signals)
+    if overflowed and not rewrites.any() and quiet_median(course[known[-ENOUGH:]]) < FAST:
+        overflowed = stuck = False  # steps had become usual again before it did
     enough = len(known) >= ENOUGH or overflowed
     if rewrites.any():
         at, threshold = known[rewrites], REWRITES

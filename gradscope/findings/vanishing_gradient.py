@@ -15,7 +15,8 @@ Severity. Critical where nothing at all arrives, or where the optimizer passes t
 the early layers hardly move (update ratio under `STARVED` of the last layers'; with no update
 measured, a decay of `HOPELESS` while the loss does not fall). Warning otherwise. Info for what was
 over within half of the run; for one module called again and again (time steps of a recurrent cell:
-its parameters learn from the late calls) while the loss falls; and where an optimizer that divides
+its parameters learn from the late calls) while the loss falls; where it began after the loss had
+made most of its fall (`DONE`); and where an optimizer that divides
 by the gradient's own size (Adam, RMSprop, LARS) hides it, update ratios being alike, the loss falls
 and it did not hold for most of the run. Fewer than three recorded steps: info, or warning for a
 decay of `HOPELESS`.
@@ -35,7 +36,7 @@ from gradscope.findings._ladders import Ladder
 from gradscope.findings._persistence import ENOUGH, Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
-from gradscope.findings._training import Progress, progress
+from gradscope.findings._training import Progress, level, progress
 
 DECADES = 3.0  # healthy nets stay within 1; plain ones at torch's default init lose 0.4 a layer
 CHAIN_DECADES = 4.0  # sites of different roles differ by up to a decade without any depth
@@ -46,6 +47,7 @@ BRIEF = 0.1  # share of the run below which a start that passes is not worth a w
 STARVED = 1e-2  # early layers that move 100 times less than late ones do not take part
 ALIKE = 0.1  # early layers that move at least a tenth as much do
 GATED = {"LSTM", "LSTMCell", "GRU", "GRUCell"}
+DONE = 0.8  # share of the loss's whole fall: what comes later is of a run that has learned
 NOTHING = 30.0  # decades that only a gradient of exactly 0 can show
 
 
@@ -93,7 +95,7 @@ def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
     }
     return Finding(
         rule="vanishing-gradient",
-        severity=_severity(decay, spell, decades, ends, went),
+        severity=_severity(signals, decay, spell, decades, ends, went),
         site=ladder.sites[0],
         first_step=spell.first,
         last_step=spell.last,
@@ -111,6 +113,7 @@ def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
 
 
 def _severity(
+    signals: Signals,
     decay: Decay,
     spell: Spell,
     decades: float,
@@ -118,6 +121,10 @@ def _severity(
     went: Progress | None,
 ) -> Severity:
     learned = went is not None and went.learned
+    if went is not None and learned and not spell.from_start:
+        window = max(1, went.steps // 20)
+        if level(signals, spell.first - window, spell.first) <= went.after(DONE):
+            return "info"
     if not spell.persistent:
         return "warning" if decades >= HOPELESS and spell.ongoing else "info"
     if spell.share < (HELD if spell.ongoing else MOST):
