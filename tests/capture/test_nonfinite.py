@@ -83,6 +83,19 @@ def test_data_and_parameters_that_are_not_finite():
     assert origin.phase == "parameter" and origin.node.variable is w
 
 
+@pytest.mark.parametrize("through", ["directly", "through a clamp"])
+def test_a_parameter_that_a_derivative_has_spoilt_names_the_operation(through):
+    w, x = weights()
+    p = torch.tensor(math.nan, requires_grad=True)
+    exponent = p if through == "directly" else p.clamp_max(5)
+    origin = first_nonfinite((x @ w).abs().pow(exponent).sum(), {id(w), id(p)})
+    assert (origin.phase, origin.operation) == ("parameter", "pow")
+    assert origin.node.variable is p
+    with torch.no_grad():
+        w[0, 0] = math.nan  # and others too: no longer to be told
+    assert first_nonfinite((x @ w).abs().pow(p).sum(), {id(w), id(p)}).operation == ""
+
+
 def test_a_finite_loss_and_one_of_another_model_have_no_origin():
     w, x = weights()
     assert first_nonfinite((x @ w).sum(), {id(w)}) is None

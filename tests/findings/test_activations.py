@@ -96,3 +96,24 @@ def test_one_that_learned_to_saturate():
     assert finding.severity == "info"
     (finding,) = saturated([0.9] * 40, loss=fell)
     assert finding.severity == "warning"
+
+
+def sparse(units, elements):
+    rows = made.series("activation", "act", "dead_fraction", [units] * 40)
+    rows += made.series("activation", "act", "saturated_fraction", [elements] * 40)
+    sites = [Site("act", "activation", type="relu", order=0, depth=5, shape=(64, 32))]
+    return apply(dead_units.RULE, Signals(made.run(rows, sites)))
+
+
+def test_half_of_the_units_are_too_many_where_the_others_hardly_fire():
+    assert [f.severity for f in sparse(0.55, 0.997)] == ["warning"]
+    assert sparse(0.55, 0.9) == []  # a layer wider than its task needs
+    assert sparse(0.1, 0.997) == []  # sparse on purpose
+
+
+def test_the_worst_severity_of_a_role_counts():
+    """One was saturated from the start; the other, more so in the end, learned to be."""
+    (finding,) = saturated(
+        {"gate#1": [0.7] * 40, "gate#2": [0.1] * 10 + [0.9] * 30}, loss=made.loss(2.0, 0.1, 40)
+    )
+    assert (finding.severity, finding.evidence["worst"]) == ("warning", "gate#2")

@@ -113,3 +113,47 @@ def test_the_first_of_several_causes():
         ("a", "critical"),
         ("b", "info"),
     ]
+
+
+def test_what_is_exactly_zero_behind_dead_units_is_their_story():
+    dead = finding("dead-units", "critical", dead_fraction=1.0)
+    zero = finding("detached", "critical", exactly_zero=True)
+    assert story(dead, zero)[1] == ("detached", "info", "dead-units")
+    cut = finding("detached", "critical", exactly_zero=False)
+    assert story(dead, cut)[1] == ("detached", "critical", "")
+
+
+def test_what_is_exactly_zero_does_not_move():
+    zero = finding("detached", "critical", exactly_zero=True)
+    still = finding("no-update", "critical", state="zero", share_of_parameters=0.4)
+    stuck = finding("no-update", "critical", state="stuck", share_of_parameters=0.4)
+    assert story(zero, still)[1] == ("no-update", "info", "detached")
+    assert ("no-update", "critical", "") in story(zero, stuck)
+
+
+@pytest.mark.parametrize(("parameter", "cause"), [("stem", "vanishing-gradient"), ("head", "")])
+def test_what_stands_still_before_a_ladder_is_its_story(parameter, cause):
+    vanishing = finding("vanishing-gradient", "critical", site="blocks.5")
+    still = finding(
+        "no-update", "critical", site=f"{parameter}.weight", state="stuck", share_of_parameters=0.1
+    )
+    ranked = rank([vanishing, still], {"stem": 0, "blocks.5": 5, "head": 9})
+    assert {f.rule: f.cause for f in ranked}["no-update"] == cause
+
+
+@pytest.mark.parametrize(("share", "cause"), [(1e-8, "starved-pathway"), (1e-4, "")])
+def test_a_branch_that_gets_nothing_stands_still_whatever_its_name(share, cause):
+    starved = finding("starved-pathway", site="(output):add", share=share)
+    still = finding("no-update", site="blocks.0.weight", state="stuck", share_of_parameters=0.5)
+    assert {f.rule: f.cause for f in rank([starved, still])}["no-update"] == cause
+
+
+def test_gates_at_their_ends_cancel():
+    saturated = finding("saturated-activation")
+    cancelling = finding("cancelling-fork", agreement=0.0)
+    assert story(saturated, cancelling)[1] == ("cancelling-fork", "info", "saturated-activation")
+
+
+def test_structure_stands_behind_what_befell_the_run():
+    found = story(finding("information-bottleneck"), finding("peaked-softmax"))
+    assert [rule for rule, _, _ in found] == ["peaked-softmax", "information-bottleneck"]

@@ -87,3 +87,19 @@ def test_a_gain_above_uniform_is_no_finding():
 
 def test_rows_of_two():
     assert find(all_of([0.9999] * 40), n=2) == []
+
+
+def test_training_made_it_uniform():
+    """At 300 steps, time alone is no evidence."""
+    settled = 1 - np.concatenate([[0.02], np.geomspace(2e-3, 4e-4, 39)])
+    lasting = 1 - np.concatenate([[2e-3], np.geomspace(2e-3, 4e-4, 39)])
+    assert find(all_of(settled), every=8)[0].severity == "warning"
+    assert find(all_of(lasting), every=8)[0].severity == "info"
+
+
+@pytest.mark.parametrize(("deficit", "found"), [(1e-7, True), (1e-4, False)])
+def test_uniform_for_most_of_the_run_and_left_late(deficit, found):
+    rows = all_of([1 - deficit] * 30 + list(np.linspace(0.999, 0.3, 10)))
+    findings = find(rows + made.loss(2.0, 1.9), every=8)
+    assert [f.severity for f in findings] == ["warning"] * found
+    assert not found or "is uniform at step 2" in findings[0].message

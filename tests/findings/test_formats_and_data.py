@@ -37,6 +37,13 @@ def test_most_has_lost_digits():
     assert finding.severity == "warning"
 
 
+def test_behind_a_loss_scale_lost_digits_are_a_note():
+    (finding,) = half(0.01, 0.9, scale=1024.0)
+    assert finding.severity == "info"
+    (finding,) = half(0.3, 0.9, scale=1024.0)
+    assert finding.severity == "warning"
+
+
 def test_one_site_of_many_is_no_underflow():
     assert half(1.0, 0.0, sites=8, bad=1) == []
 

@@ -136,3 +136,26 @@ def test_what_gets_no_gradient_is_not_its_business():
 def test_without_an_optimizer():
     found = find(not_in_optimizer, made.parameters(NAMES), unheld(1), optimizer={})
     assert isinstance(found, Skipped)
+
+
+def test_a_gradient_of_exactly_zero_is_no_dependence():
+    rows = made.parameters(NAMES, grad={NAMES[0]: 0.0, NAMES[1]: 0.0})
+    (finding,) = find(detached, rows, called=called(0, 1, 2, 3))
+    assert (finding.severity, finding.evidence["exactly_zero"]) == ("critical", True)
+    assert finding.view.sites == tuple(NAMES[:2])
+    assert "exactly 0" in finding.message
+    few = [r for r in rows if r[0] < 2]
+    assert find(detached, few, called=called(0, 1, 2, 3)) == []
+
+
+def test_where_all_is_zero_nothing_tells_the_parts_apart():
+    rows = made.parameters(NAMES, grad=0.0, ratio=0.0)
+    assert find(detached, rows, called=called(0, 1, 2, 3)) == []
+
+
+def test_a_loss_that_no_parameter_is_in():
+    """Steps were recorded, and nothing but their duration."""
+    rows = made.loss(2.0, 2.0) + made.series("scalar", "step_seconds", "value", [0.1] * 40)
+    (finding,) = find(detached, rows, called=called(0, 1, 2, 3))
+    assert (finding.severity, finding.evidence["share_of_parameters"]) == ("critical", 1.0)
+    assert (finding.first_step, finding.last_step) == (0, 39)

@@ -109,3 +109,9 @@ def test_a_softmax_over_one_element():
 
 def test_unknown_entropy():
     assert find(made.softmax(SITES[0], [np.nan] * 9)) == []
+
+
+def test_certain_and_learned_at_about_the_same_time():
+    rows = [r for site in SITES for r in made.softmax(site, collapse(10))]
+    assert find(rows + falls(12)) == []
+    assert find(rows + falls(20)) != []

@@ -71,3 +71,9 @@ def test_parameters_are_left_out():
 def test_one_step_is_info():
     rows = made.fork("h", {"a:linear": 1e-6, "b:linear": 1.0}, 1.0, steps=1)
     assert find(rows)[0].severity == "info"
+
+
+def test_a_share_that_rises_because_the_rest_falls():
+    falling = np.geomspace(1.0, 1e-2, 40)
+    (finding,) = find(made.fork("h", {"aux:linear": 1e-8, "main:linear": falling}, falling))
+    assert (finding.severity, finding.evidence["rising"]) == ("warning", False)

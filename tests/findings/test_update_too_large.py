@@ -81,3 +81,10 @@ def test_infinite_ratios_alone():
     rows = made.series("parameter", "w", "update_ratio", [np.inf] * 3)
     skipped = apply(rule.RULE, Signals(made.run(rows, [Site("w", "parameter", shape=(2, 2))])))
     assert isinstance(skipped, Skipped)
+
+
+def test_steps_that_were_usual_again_before_an_overflow():
+    lost = made.series("scalar", "loss", "value", [1.0] * 70 + [np.nan] * 10)
+    late = np.concatenate([np.full(60, 3e-3), np.full(20, 0.15)])
+    assert find(np.concatenate([np.full(10, 0.05), USUAL[:70]]), lost) == []
+    assert find(late, lost)[0].severity == "critical"

@@ -149,3 +149,14 @@ def test_nothing_to_compare():
 def test_unrecorded_numbers_do_not_warn():
     rows = [*made.ladder(0.8), (41, "layers.0.out", "module", "", "grad_norm", np.nan)]
     assert find(rows)
+
+
+def test_what_begins_after_the_run_has_learned_is_a_note():
+    def late(step):
+        return 0.8 if step >= 20 else 0.0
+
+    falls_early = made.series("scalar", "loss", "value", [2.0] * 5 + [0.1] * 35)
+    falls_late = made.series("scalar", "loss", "value", [2.0] * 35 + [0.1] * 5)
+    assert find(made.ladder(late) + falls_early)[0].severity == "info"
+    assert find(made.ladder(late) + falls_late)[0].severity == "warning"
+    assert find(made.ladder(0.8) + falls_early)[0].severity == "warning"
