@@ -79,7 +79,7 @@ class Recorder:
         self._groups = _group_sizes(optimizers)
         self._parameters = Parameters(ledger, named, held, turns)
         # Reading an activation costs more than a copy of a weight, and matters less often.
-        rarely = 1 if update_every == 1 else max(2 * turns, 4)
+        rarely = 1 if update_every == 1 else max(1, round(2 * update_every / every))
         self._activations = Activations(ledger, rarely)
         self._inputs = Inputs(ledger, self.paths, self.trouble)
         self._called: weakref.WeakSet[nn.Module] = weakref.WeakSet()

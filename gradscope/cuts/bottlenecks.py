@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from gradscope.cuts.cut import Cut
-from gradscope.cuts.flow import minimum_vertex_cut
+from gradscope.cuts.flow import minimum_vertex_cut, reachable
 from gradscope.cuts.forward import Forward, observe, returned_by
 from gradscope.cuts.labels import Labels
 from gradscope.cuts.sites import SoftmaxSite, consecutive, softmax_sites
@@ -20,6 +20,7 @@ from gradscope.graph.calls import Call
 from gradscope.graph.naming import INPUT, OUTPUT, Names
 from gradscope.graph.walk import Graph
 
+_TOGETHER = frozenset({"stack", "cat"})
 NARROW = 0.25  # of the smaller end: below it, a cut is asked whether its ends are separate
 
 
@@ -130,11 +131,24 @@ def _batch_size(calls: list[Call]) -> int:
 def _separate(
     tensors: TensorGraph, first: Collection[int], second: Collection[int], outputs: Collection[int]
 ) -> bool:
-    def width(sources: Collection[int]) -> int:
-        cut = minimum_vertex_cut(tensors.parents, tensors.numel, sources, outputs)
-        return sum(tensors.numel[t] for t in cut)
+    """Whether a part of the output depends on the first and not, also, on the second."""
+    children = tensors.children()
+    behind = reachable(second, lambda t: children[t])
+    own = reachable(first, lambda t: [c for c in children[t] if c not in behind])
+    return not own.isdisjoint(_parts(tensors, outputs))
 
-    return width({*first, *second}) > 1.5 * max(width(first), width(second))
+
+def _parts(tensors: TensorGraph, outputs: Collection[int]) -> set[int]:
+    """The outputs, or what they were put together from: an answer for every step, say."""
+    found: set[int] = set()
+    for tensor in outputs:
+        chain = [tensor]
+        while tensors.operation(tensor) not in _TOGETHER and len(tensors.parents[tensor]) == 1:
+            (tensor,) = tensors.parents[tensor]
+            chain.append(tensor)
+        together = tensors.operation(tensor) in _TOGETHER
+        found.update(tensors.parents[tensor] if together else chain[:1])
+    return found
 
 
 def cut_between(

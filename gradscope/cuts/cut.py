@@ -27,10 +27,9 @@ class Cut:
         shapes: their shapes, batch included.
         source_width: numbers per sample in the source itself.
         sink_width: numbers per sample in the sink itself.
-        separate: source and sink each have a way of their own to the output: the cut between
-            the two together and the output is wider than that of either. So it is where every
-            step of a decoder gives an answer; in a stack, all goes on through the last layer.
-            Looked at where a cut between softmaxes is narrow, else False.
+        separate: a part of the output depends on the source and not, also, on the sink. So it is
+            where every step of a decoder gives an answer; in a stack, all goes on through the
+            last layer. Looked at where a cut between softmaxes is narrow, else False.
     """
 
     source: str

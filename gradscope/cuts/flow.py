@@ -57,15 +57,16 @@ def _between(
     parents: Sequence[Iterable[int]], sources: Collection[int], sinks: Collection[int]
 ) -> set[int]:
     """Vertices on a path from a source to a sink, ends included."""
-    upstream = _reachable(sinks, lambda v: parents[v])
+    upstream = reachable(sinks, lambda v: parents[v])
     children: dict[int, list[int]] = {v: [] for v in upstream}
     for v in upstream:
         for p in parents[v]:
             children[p].append(v)
-    return _reachable((s for s in sources if s in upstream), lambda v: children[v])
+    return reachable((s for s in sources if s in upstream), lambda v: children[v])
 
 
-def _reachable(start: Iterable[int], following: Callable[[int], Iterable[int]]) -> set[int]:
+def reachable(start: Iterable[int], following: Callable[[int], Iterable[int]]) -> set[int]:
+    """Vertices that can be reached from some, those included."""
     seen = set(start)
     stack = list(seen)
     while stack:

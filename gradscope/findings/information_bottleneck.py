@@ -12,9 +12,9 @@ hands on one content vector throws the spatial reasoning of each layer away. Men
 makes the cut the most that can pass.
 
 Severity. Warning between softmaxes, but info where linear probes read at least `READ` of what
-they were asked for, and where both softmaxes have a way of their own to the output: each step of
-a decoder gives an answer, and asks anew. Info from input to output: an autoencoder's code is
-narrow on purpose.
+they were asked for, and where the first softmax has a way of its own to the output, past the
+second: each step of a decoder gives an answer, and asks anew. Info from input to output: an
+autoencoder's code is narrow on purpose.
 
 Silent where the narrowest place is about as wide as source or sink: an output of ten classes is
 no bottleneck, nor are a few latent queries that read a large input. Silent too about a width of 0

@@ -73,6 +73,23 @@ class Decoder(nn.Module):
         return torch.stack(written[-self.answers :], 1)
 
 
+class Hops(nn.Module):
+    """A memory network: every hop asks with all that was read so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.hops, self.answer = (
+            nn.ModuleList(nn.Linear(40, 40) for _ in range(3)),
+            nn.Linear(40, 60),
+        )
+
+    def forward(self, memory, asked):
+        for hop in self.hops:
+            p = torch.einsum("bnd,bd->bn", hop(memory), asked).softmax(1)
+            asked = asked + torch.einsum("bn,bnd->bd", p, memory)
+        return self.answer(asked)
+
+
 def test_a_decoder_that_answers_at_each_step_is_no_stack():
     every_step = trained(Decoder(3), torch.randn(B, N, 6))
     assert [c["separate"] for c in every_step.meta["cuts"]] == [True, True]
@@ -80,6 +97,12 @@ def test_a_decoder_that_answers_at_each_step_is_no_stack():
     last_step = trained(Decoder(1), torch.randn(B, N, 6))
     assert [c["separate"] for c in last_step.meta["cuts"]] == [False, False]
     assert [f.severity for f in findings(last_step)] == ["warning"]
+
+
+def test_hops_are_a_stack_though_a_residual_passes_each():
+    run = trained(Hops(), torch.randn(B, N, 40), torch.randn(B, 40))
+    assert [(c["width"], c["separate"]) for c in run.meta["cuts"]] == [(N, False), (40, False)]
+    assert [f.severity for f in findings(run)] == ["warning"]
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
