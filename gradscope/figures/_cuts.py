@@ -19,7 +19,7 @@ from gradscope.figures._style import WIDTH, Theme
 from gradscope.figures._text import distinct, number, plain, shorten
 from gradscope.run import Run
 
-CUTS = 24
+CUTS = 8
 """Cuts drawn at most for a run: the narrowest relative to their source."""
 LANE = 1.0
 """Half the width of a lane, in which the largest place of all runs just fits."""
@@ -75,7 +75,7 @@ class Place(NamedTuple):
         "sink is none."
     ),
     requires=(("cut", "width"),),
-    absent="no minimum cuts were computed (ask for them with scope.bottlenecks())",
+    absent="no attention softmax follows another (scope.bottlenecks() looks from input to output)",
     shows=(("cut", "*"),),
 )
 def cuts(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
@@ -108,7 +108,7 @@ def cuts(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:
             _axes.say(axes, "no cuts computed", theme)
             continue
         hidden = len(every[i]) - len(found[i])
-        more = f"; {hidden} wider {'cut' if hidden == 1 else 'cuts'} not shown" if hidden else ""
+        more = f"; {hidden} more {'cut' if hidden == 1 else 'cuts'}, no narrower" if hidden else ""
         axes.set_xlabel(f"numbers per sample (log scale){more}")
         room = int(96 / across / (1 + lanes / LANE))
         own = [m for m in marks if m.run == i]

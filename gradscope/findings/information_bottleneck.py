@@ -141,8 +141,10 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
             f"{first.ratio:.2g} of what the smaller of the two holds{others}."
         ),
         remedy=(
-            "Hand on more than the content vector: concatenate the layer's latent state, or at "
-            "least its heat map, into the next layer."
+            "Nothing, if every step is to ask anew, as a decoder's are."
+            if first.between_softmaxes and first.separate
+            else "Hand on more than the content vector: concatenate the layer's latent state, or "
+            "at least its heat map, into the next layer."
             if first.between_softmaxes
             else "Nothing, if the code is meant to be this small; otherwise widen that place, or "
             "lead a connection around it."

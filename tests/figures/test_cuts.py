@@ -62,7 +62,7 @@ def test_only_the_narrowest_of_very_many_and_it_says_so():
     found = [Neck(str(i), str(i + 1), i, 100, 100, ()) for i in range(CUTS + 5)]
     assert narrowest(found) == found[:CUTS]
     figure = cuts(stack(layers=CUTS + 3))
-    assert figure.axes[0].get_xlabel().endswith("3 wider cuts not shown")
+    assert figure.axes[0].get_xlabel().endswith("3 more cuts, no narrower")
 
 
 def test_runs_share_a_scale():

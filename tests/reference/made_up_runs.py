@@ -103,7 +103,7 @@ def stacked_attention(
                     row("grad_norm", size * math.sqrt(s.numel))
                 elif s.kind == "parameter":
                     row("grad_norm", size * math.sqrt(s.numel))
-                    row("weight_norm", 3.0)
+                    row("weight_norm", 3.0 + 0.1 * done)
                     row("update_ratio", 1e-3 * factor ** (0.3 * (layers - 1 - level)) * jitter)
                 elif s.kind == "softmax":
                     entropy = min(1.0, max(0.0, 0.97 - 0.8 * done * (level + 1) / layers))
