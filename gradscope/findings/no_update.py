@@ -50,7 +50,8 @@ RESOLUTION = 2.0**-24  # update ratios of healthy runs are 1e-5 and above
 EVER = 10 * RESOLUTION  # a parameter that once moved more than this is not stuck
 HELD = 0.9  # share of the measurements
 MOST = 0.5  # share of the run
-REPEATED = 5  # norms of weights that move never repeat to the last bit so often
+REPEATED = 5  # norms of weights that move never repeat to the last bit so often, …
+VISIBLE = 1e-4  # … if updates are no smaller: one at right angles adds half of its square
 MATTERS = 1e-2  # gradient RMS over the median parameter's; symmetry leaves 1e-6
 
 
@@ -162,7 +163,7 @@ def _is_stuck(ratios: np.ndarray) -> bool:
 
 def _is_put_back(signals: Signals, name: str, ratios: np.ndarray) -> bool:
     norms = signals.matrix("parameter", "weight_norm")
-    if name not in norms or not len(ratios) or np.median(ratios) < EVER:
+    if name not in norms or not len(ratios) or np.median(ratios) < VISIBLE:
         return False
     before = norms.column(name)[np.isfinite(norms.column(name))]
     return bool(len(before) >= REPEATED and before[0] > 0 and (before == before[0]).all())
