@@ -36,7 +36,8 @@ def bottlenecks(
 
     With neither source nor sink: between input and output, and between every two consecutive
     attention softmaxes, from the latent of one (what its logits are computed from) to that of
-    the next. Else the one cut between source and sink.
+    the next; its heat map is a part of the first, not a place between the two. Else the one cut
+    between source and sink.
 
     The closure is run once. Buffers, gradients and random states are left as they were.
 
@@ -81,8 +82,10 @@ def bottlenecks(
     else:
         inside = []
     places = _Places(forward, labels)
-    ends = places.find(source or INPUT), places.find(sink or OUTPUT)
-    return [cut_between(tensors, labels, *ends, "module", forward.batch_size), *inside]
+    start, end = places.find(source or INPUT), places.find(sink or OUTPUT)
+    kept = places.inside(start[0]) - set(end[1])
+    cut = cut_between(tensors, labels, start, end, "module", forward.batch_size, kept)
+    return [cut, *inside]
 
 
 def softmax_cuts(
@@ -97,7 +100,9 @@ def softmax_cuts(
     found = []
     for i, j in consecutive(tensors, sites):
         source, sink = ((names[k], sites[k].latents) for k in (i, j))
-        cut = cut_between(tensors, labels, source, sink, "softmax", batch_size)
+        # The heat map is a part of the layer, not a place between it and the next.
+        kept = _inside(tensors, sites[i]) - set(sites[j].latents)
+        cut = cut_between(tensors, labels, source, sink, "softmax", batch_size, kept)
         if 0 < cut.width < NARROW * min(cut.source_width, cut.sink_width):
             separate = _separate(tensors, source[1], sink[1], outputs)
             cut = replace(cut, separate=separate)
@@ -126,6 +131,18 @@ def _batch_size(calls: list[Call]) -> int:
                 return output.shape[1]
     shapes = [output.shape for output in calls[-1].outputs if output.shape]
     return shapes[0][0] if shapes and shapes[0][0] else 1
+
+
+def _inside(tensors: TensorGraph, site: SoftmaxSite) -> set[int]:
+    """What a softmax computes from its latents: logits and probabilities."""
+    found, waiting = {site.probabilities}, [site.probabilities]
+    while waiting:
+        for parent in tensors.parents[waiting.pop()]:
+            if parent not in found and parent not in site.latents:
+                found.add(parent)
+                waiting.append(parent)
+    children = tensors.children()
+    return found & reachable(site.latents, lambda t: children[t])
 
 
 def _separate(
@@ -158,11 +175,15 @@ def cut_between(
     sink: tuple[str, Collection[int]],
     kind: str,
     batch_size: int,
+    kept: Collection[int] = (),
 ) -> Cut:
-    """The cut between two sets of tensors, each given with its name."""
-    chosen = minimum_vertex_cut(
-        tensors.parents, tensors.numel, source[1], sink[1], labels.preference
-    )
+    """The cut between two sets of tensors, each given with its name; `kept` are not cut."""
+    sizes = tensors.numel
+    if kept:
+        sizes = [
+            sum(tensors.numel) if t in kept else numel for t, numel in enumerate(tensors.numel)
+        ]
+    chosen = minimum_vertex_cut(tensors.parents, sizes, source[1], sink[1], labels.preference)
     order = sorted(chosen, key=tensors.forward_position)
 
     def per_sample(which: Collection[int]) -> float:
@@ -191,10 +212,16 @@ class _Places:
             INPUT: list(forward.inputs.values()),
             OUTPUT: forward.outputs,
         }
+        self._inside: dict[str, set[int]] = {}
         sites: list[SoftmaxSite] = softmax_sites(forward.tensors)
         for name, site in zip(labels.sites(sites), sites, strict=True):
             explicit = name if ":softmax" in name else f"{name}:softmax"
             self._found[explicit] = site.latents
+            self._inside[explicit] = _inside(forward.tensors, site)
+
+    def inside(self, name: str) -> set[int]:
+        """Of a softmax site, what is no place between it and others."""
+        return self._inside.get(name, set())
 
     def find(self, name: str) -> tuple[str, Collection[int]]:
         if name not in self._found:

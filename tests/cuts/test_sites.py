@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradscope.cuts import Labels, TensorGraph, bottlenecks, softmax_cuts, tensor_graph
+from gradscope.cuts.forward import observe
 from gradscope.cuts.sites import SoftmaxSite, consecutive, softmax_sites
 from gradscope.graph.walk import walk
 from tests.reference.attention_stacks import LOGITS, Stacked
@@ -30,17 +31,17 @@ def run_stack(N, V, D, **options):
 
 @pytest.mark.parametrize(
     ("N", "V", "D", "width"),
-    [(20, 6, 9, 6), (5, 6, 9, 5), (20, 9, 6, 6)],
-    ids=["content vector", "heat map", "projected query"],
+    [(20, 6, 9, 6), (5, 6, 9, 6), (20, 9, 6, 6)],
+    ids=["content vector", "wider than the heat map", "projected query"],
 )
-def test_a_plain_stack_passes_a_vector_or_a_heat_map(N, V, D, width):
+def test_a_plain_stack_passes_a_vector(N, V, D, width):
     cuts = run_stack(N, V, D)
     assert [(c.source, c.sink) for c in cuts] == [
         ("layers.0", "layers.1"),
         ("layers.1", "layers.2"),
     ]
     for cut in cuts:
-        assert cut.width == width == min(N, V, D)
+        assert cut.width == width == min(V, D)
         assert cut.source_width == cut.sink_width == N * D
         assert cut.ratio == pytest.approx(width / (N * D))
 
@@ -108,9 +109,22 @@ def _nodes(output):
 
 
 def test_probabilities_inside_fused_attention_have_a_name():
-    cuts = softmaxes(encoder(2, 16, 4, batch_first=True, dropout=0.0), torch.randn(B, 3, 16))
-    assert cuts[0].tensors == ("layers.0.self_attn:softmax",)
-    assert cuts[0].shapes == ((B, 4, 3, 3),)
+    model, x = encoder(2, 16, 4, batch_first=True, dropout=0.0), torch.randn(B, 3, 16)
+    forward = observe(model, lambda: model(x).sum(), None)
+    labels = Labels.of_modules(forward.tensors, forward.names)
+    first = softmax_sites(forward.tensors)[0].probabilities
+    assert labels[first] == "layers.0.self_attn:softmax"
+    assert labels.shape(first) == (B, 4, 3, 3)
+
+
+def test_few_positions_make_no_bottleneck():
+    """The heat map of 4 · 3 · 3 numbers is a part of the layer: all contents are handed on."""
+    model, x = encoder(2, 16, 4, batch_first=True, dropout=0.0), torch.randn(B, 3, 16)
+    (between,) = softmaxes(model, x)
+    assert between.width == 3 * 16
+    assert between.tensors == ("layers.0.self_attn[0]",)
+    ends = ("layers.0.self_attn:softmax", "layers.1.self_attn:softmax")
+    assert bottlenecks(model, lambda: model(x).sum(), *ends)[0].width == 3 * 16
 
 
 class CrossAttention(nn.Module):
