@@ -28,7 +28,7 @@ class Case:
         name: "fault/what", unique.
         fault: the cause group; "" for a healthy run.
         make: builds the model, the data and the optimizer; seeded.
-        split: the half it belongs to.
+        split: "tune" or "test".
         must: groups of rules; of each, one at least must be reported. A group of several is for
             causes that can rightly be described by either.
         may: rules that are known consequences of the same cause: neither right nor wrong.
@@ -99,7 +99,7 @@ class Fault:
     symptom: Symptom | None = None
 
     def cases(self, twins: dict[Any, str], splits: tuple[Split, ...] = SPLITS) -> list[Case]:
-        """Faulty cases and their healthy twins; variants take turns in the halves.
+        """Faulty cases and their healthy twins; variants take turns in the splits.
 
         `twins` holds the twins that the corpus has already: the same run is one case only.
         """
@@ -164,7 +164,7 @@ def _broken(v: Variant) -> Make:
 
 @dataclass
 class Healthy:
-    """Healthy runs of one theme: name → how to make it; they take turns in the halves.
+    """Healthy runs of one theme: name → how to make it; they take turns in the splits.
 
     Attributes:
         may: rules that may be reported of a run, by its name, with the reason beside the entry.

@@ -16,5 +16,5 @@ def corpus() -> list[Case]:
 
 
 def chosen(only: str = "*", split: str = "") -> list[Case]:
-    """Cases whose name matches a pattern, of one half if asked for."""
+    """Cases whose name matches a pattern, of "tune" or "test" alone if asked for."""
     return [c for c in corpus() if fnmatch(c.name, only) and split in ("", c.split)]

@@ -13,7 +13,7 @@ from analyses.faults.scoring import Judged, cases_table, interval, summary, tall
 
 
 def score_table(judged: dict[str, list[Judged]]) -> pd.DataFrame:
-    """`tally` for each judge and each half, and for both together."""
+    """`tally` for each judge and each split, and for both together."""
     parts = []
     for name, rows in judged.items():
         for split in ("both", "tune", "test"):
@@ -80,7 +80,7 @@ def write(out: Path, score: pd.DataFrame, judged: dict[str, list[Judged]], secon
 
 
 def figure(score: pd.DataFrame) -> plt.Figure:
-    """Precision and recall of each rule on the half that rules are not tuned on."""
+    """Precision and recall of each rule on the cases that rules are not tuned on."""
     part = score[(score["split"] == "test") & (score["judge"] == "gradscope")].iloc[::-1]
     fig, axes = plt.subplots(1, 2, figsize=(9, 0.28 * len(part) + 1), sharey=True)
     for axis, name in zip(axes, ("precision", "recall"), strict=True):

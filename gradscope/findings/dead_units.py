@@ -27,7 +27,7 @@ from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 
 DEAD = 0.75  # share of units; a layer wider than its task needs gets to 0.67
-HALF, SILENT = 0.5, 0.99  # share of the units, where hardly an element of the others is on either
+HALF, SILENT = 0.5, 0.98  # share of the units, where hardly an element of the others is on either
 MOST = 0.5  # share of the measurements
 ALL = 0.98
 HELD = 0.2  # share of the measurements

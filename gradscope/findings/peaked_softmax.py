@@ -3,7 +3,8 @@
 Definition. A recorded step counts where, over the rows of the softmax, normalised entropy is
 under `ENTROPY`, mean max_prob above `MAX_PROB`, and what was measured of gain and jacobian_norm
 under `PASSES`; from the first step on, before anything can have been learned, `FIRST_ENTROPY`,
-`FIRST_MAX_PROB` and the gain alone are enough. The Jacobian diag(p) − ppᵀ goes to 0 as p becomes
+`FIRST_MAX_PROB` and the gain alone are enough, or a gain under `TIED_GAIN` at an entropy under
+`TIED_ENTROPY`: several entries may be equal and first. The Jacobian diag(p) − ppᵀ goes to 0 as p becomes
 one-hot, so the logits, and what computes them, stop learning. A softmax over one element is the
 extreme: constant 1.
 
@@ -34,6 +35,7 @@ from gradscope.findings._training import level, progress
 ENTROPY = 0.05  # healthy attention at init is above 0.6, causal masks included
 MAX_PROB = 0.95  # the mean: one certain head among several does not reach it
 FIRST_ENTROPY, FIRST_MAX_PROB = 0.2, 0.7  # no usual initialisation comes near
+TIED_ENTROPY, TIED_GAIN = 0.35, 0.01  # uniform rows pass as little, but of a hundred entries
 PASSES = 0.1  # gain and Jacobian; uniform rows of 16 have 0.06 and 0.24
 NOTHING = 1e-4  # gain at which the logits learn 10⁴ times more slowly than what they weigh
 HELD = 0.2  # share of the recorded steps
@@ -49,6 +51,7 @@ def find(signals: Signals) -> list[Finding]:
     entropy = signals.matrix("softmax", "entropy")
     peaked, known = _peaked(signals, entropy, ENTROPY, MAX_PROB, ("gain", "jacobian_norm"))
     at_first, _ = _peaked(signals, entropy, FIRST_ENTROPY, FIRST_MAX_PROB, ("gain",))
+    at_first |= _tied(signals, entropy)
     spells: dict[str, Spell] = {}
     for j, site in enumerate(entropy.sites):
         spell = longest_spell(entropy.steps, at_first[:, j], known[:, j])
@@ -64,6 +67,13 @@ def find(signals: Signals) -> list[Finding]:
             finding = _finding(signals, entropy, sites, spells)
             found += [] if finding is None else [finding]
     return found
+
+
+def _tied(signals: Signals, entropy: Matrix) -> np.ndarray:
+    """bool (S, C): next to nothing passes, though several entries share the first place."""
+    gain = signals.matrix("softmax", "gain").on(entropy.steps).columns(entropy.keys)
+    with np.errstate(invalid="ignore"):
+        return (entropy.values < TIED_ENTROPY) & (gain < TIED_GAIN)
 
 
 def _peaked(

@@ -115,3 +115,13 @@ def test_certain_and_learned_at_about_the_same_time():
     rows = [r for site in SITES for r in made.softmax(site, collapse(10))]
     assert find(rows + falls(12)) == []
     assert find(rows + falls(20)) != []
+
+
+@pytest.mark.parametrize(("gain", "found"), [(1e-6, True), (0.05, False)])
+def test_ties_at_the_start(gain, found):
+    """Three of sixteen entries share the first place."""
+    rows = [
+        (*r[:5], {"entropy": 0.25, "max_prob": 0.4, "gain": gain}.get(r[4], r[5]))
+        for r in made.softmax(SITES[0], [0.25] * 40)
+    ]
+    assert bool(find(rows)) == found
