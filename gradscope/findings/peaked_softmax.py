@@ -4,9 +4,9 @@ Definition. A recorded step counts where, over the rows of the softmax, normalis
 under `ENTROPY`, mean max_prob above `MAX_PROB`, and what was measured of gain and jacobian_norm
 under `PASSES`; from the first step on, before anything can have been learned, `FIRST_ENTROPY`,
 `FIRST_MAX_PROB` and the gain alone are enough, or a gain under `TIED_GAIN` at an entropy under
-`TIED_ENTROPY`: several entries may be equal and first. The Jacobian diag(p) − ppᵀ goes to 0 as p becomes
-one-hot, so the logits, and what computes them, stop learning. A softmax over one element is the
-extreme: constant 1.
+`TIED_ENTROPY`: several entries may be equal and first. The Jacobian diag(p) − ppᵀ goes to 0 as p
+becomes one-hot, so the logits, and what computes them, stop learning. A softmax over one element is
+the extreme: constant 1.
 
 Source: the Jacobian of softmax; Zhai et al., "Stabilizing Transformer Training by
 Preventing Attention Entropy Collapse", ICML 2023 (collapse goes with instability).
