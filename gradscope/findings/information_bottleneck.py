@@ -32,7 +32,7 @@ from gradscope.findings._groups import by_role, named
 from gradscope.findings._rule import Rule
 from gradscope.findings._signals import Signals, quiet_median
 
-NARROW = 0.1  # a vector of a latent map of n ≥ 10 positions; transformers link layers at 0.5
+NARROW = 0.15  # a vector of a latent map of n ≥ 7 positions; transformers link layers at 0.5
 READ = 0.9  # of a probe's held-out answers: what was asked for does pass
 LATE = 0.1  # share of the recorded steps, at the end, that an effective rank is taken from
 
