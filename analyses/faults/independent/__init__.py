@@ -1,6 +1,7 @@
-"""Cases written without sight of the rules or of the other cases: half of them are the score.
+"""Cases written without sight of the rules or of the other cases.
 
-Each module has a list `FAULTS`, a list `THEMES`, or both.
+Each module has a list `FAULTS`, a list `THEMES`, or both. Those whose `SPLITS` is ("test",) are the
+score; the others were, once, and rules have been tuned on them since.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from analyses.faults.case import Case, Fault, Healthy
+from analyses.faults.case import Case, Fault, Healthy, Split
 
 
 @cache
@@ -23,7 +24,10 @@ def modules() -> tuple[ModuleType, ...]:
 
 def cases(twins: dict[Any, str]) -> list[Case]:
     """Faulty cases, their twins, and further healthy ones (see `Fault.cases`)."""
-    groups: list[Fault | Healthy] = []
+    found: list[Case] = []
     for kind in ("FAULTS", "THEMES"):
-        groups += [group for m in modules() for group in getattr(m, kind, ())]
-    return [case for group in groups for case in group.cases(twins)]
+        for module in modules():
+            groups: list[Fault | Healthy] = getattr(module, kind, [])
+            splits: tuple[Split, ...] = getattr(module, "SPLITS", ("tune",))
+            found += [case for group in groups for case in group.cases(twins, splits)]
+    return found
