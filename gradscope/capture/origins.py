@@ -63,7 +63,7 @@ class Origin(NamedTuple):
     Attributes:
         phase: "parameter" (a weight was so already), "data", "forward" or "backward".
         operation: short name of the operation, such as "log"; or "". For a parameter: of the one
-            that reads it and whose derivative can be infinite.
+            whose derivative can be infinite and that reads it, or is the only one of its kind.
         node: its autograd node, or the leaf's.
         inferred: nothing shows its result, only that those around it are not to blame.
     """
@@ -132,7 +132,7 @@ def first_nonfinite(loss: Tensor, parameters: Container[int]) -> Origin | None:
         leaves = [i for i in suspects if hasattr(graph.nodes[i], "variable")]
         bad = [i for i in leaves if finite.get(i) is False]
         if bad:
-            reader = _risky_reader(graph, bad[0]) if len(bad) == 1 else None
+            reader = (_risky_reader(graph, bad[0]) if len(bad) == 1 else None) or _only_risk(graph)
             return Origin("parameter", reader or "", graph.nodes[bad[0]], inferred=bool(reader))
         inner = sorted(
             (i for i in suspects if not hasattr(graph.nodes[i], "variable")),
@@ -160,6 +160,12 @@ def _risky_reader(graph: Graph, leaf: int) -> str | None:
         if any(is_risky(graph.nodes[i]) for i in readers):
             break
     return next((operation(graph.nodes[i]) for i in readers if is_risky(graph.nodes[i])), None)
+
+
+def _only_risk(graph: Graph) -> str | None:
+    """The operation whose derivative can be infinite, if there is one kind of them only."""
+    risky = {operation(node) for node in graph.nodes if is_risky(node)}
+    return risky.pop() if len(risky) == 1 else None
 
 
 def _outputs_finite(graph: Graph) -> dict[int, bool]:

@@ -99,11 +99,15 @@ def _latents(tensors: TensorGraph, probabilities: int) -> tuple[int, ...]:
 
 
 def _unscaled(tensors: TensorGraph, latents: Iterable[int]) -> tuple[int, ...]:
-    """The tensors before they were multiplied by a constant or by weights."""
+    """The tensors before they were multiplied by a constant, by weights, or by a smaller tensor
+    that was broadcast over them (a gate for all positions)."""
     found = []
     for tensor in latents:
-        while tensors.operation(tensor) in _SCALING and _keeps_size(tensors, tensor):
-            (tensor,) = tensors.parents[tensor]
+        while tensors.operation(tensor) in _SCALING:
+            sizes = [tensors.numel[p] for p in tensors.parents[tensor]]
+            if sizes.count(tensors.numel[tensor]) != 1 or max(sizes) > tensors.numel[tensor]:
+                break
+            tensor = tensors.parents[tensor][sizes.index(tensors.numel[tensor])]
         found.append(tensor)
     return tuple(dict.fromkeys(found))
 

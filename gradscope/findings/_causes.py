@@ -20,8 +20,8 @@ from gradscope.findings.update_too_large import LARGE, REWRITES
 # and the rules in `_LOCAL` must also sit in the same repeated structure.
 _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "non-finite": ("exploding-gradient", "update-too-large", "unscaled-input"),
-    "exploding-gradient": ("update-too-large", "unscaled-input"),
-    "update-too-large": ("exploding-gradient", "unscaled-input", "peaked-softmax"),
+    "exploding-gradient": ("starved-pathway", "update-too-large", "unscaled-input"),
+    "update-too-large": ("no-update", "exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
     "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
     "detached": (
@@ -71,7 +71,8 @@ _FOLLOWS = {
     # A GRU's gate at its end passes on the old state or the new one, and the terms of the other.
     "cancelling-fork": {"unscaled-input", "saturated-activation"},
     "dead-units": {"unscaled-input", "underflow"},
-    "update-too-large": {"peaked-softmax"},
+    "update-too-large": {"peaked-softmax", "no-update"},
+    "exploding-gradient": {"starved-pathway"},
     "saturated-activation": {"unscaled-input"},
     "peaked-softmax": {"unscaled-input"},
     "detached": {
@@ -177,6 +178,11 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
     pair = (symptom.rule, cause.rule)
     if symptom.rule == "detached" and not symptom.evidence["exactly_zero"]:
         return False
+    if pair == ("update-too-large", "no-update"):  # large beside a loss that can't fall
+        return cause.evidence["state"] == "put back"
+    if pair == ("exploding-gradient", "starved-pathway"):  # a chain that begins at a starved branch
+        last = symptom.evidence.get("largest_rise_from") or ""
+        return bool(last) and cause.evidence["edge"].startswith((f"{last}:", f"{last}."))
     if pair == ("no-update", "detached"):
         return cause.evidence["exactly_zero"] and symptom.evidence["state"] == "zero"
     if pair == ("update-too-large", "exploding-gradient"):

@@ -164,7 +164,7 @@ def _message(
 def _reader(origin: dict[str, Any]) -> str:
     if not origin["operation"]:
         return ""
-    return f", in the derivative of {origin['operation']}, which reads it and can be infinite"
+    return f", probably in the derivative of {origin['operation']}, which can be infinite"
 
 
 def _place(origin: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ Severity. Critical where it is `ALL` elements, else a warning. Info where it bec
 loss fell, and of fewer than three measurements.
 
 Silent about ReLU-like functions (see dead-units), and about an activation that makes the model's
-answer, unless it was saturated before it can have learned anything: a classifier that is certain
-has a saturated sigmoid at its end.
+answer, unless it was saturated before it can have learned anything, or the loss got nowhere: a
+classifier that is certain has a saturated sigmoid at its end.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _is_meant(signals: Signals, site: str, spell: Spell) -> bool:
     """The model's answer, and learned: no parameters lie between it and the output."""
     depth = signals.site("activation", site).depth
     behind = [s.depth for s in signals.run.sites_of("module") if s.parameters and s.depth >= 0]
-    return not spell.at_once and not any(d < depth for d in behind)
+    went = progress(signals)
+    certain = went is None or not went.stuck  # of something
+    return not spell.at_once and certain and not any(d < depth for d in behind)
 
 
 def _severity(signals: Signals, spell: Spell, share: float) -> Severity:

@@ -9,8 +9,8 @@ that many of the sites measured are bad for `HELD` of the recorded steps: `LOST`
 Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
 
 Severity. Critical where the gradient is 0 at most bad sites, warning otherwise; info of a spell
-that is over, and where the loss is scaled and few of the elements (`FEW`) are 0: digits are lost
-then, not the gradient.
+that is over, and where few of the elements (`FEW`) are 0 and the loss is scaled or fell: digits are
+lost then, not the gradient.
 
 Silent about other formats: bfloat16 has float32's range.
 """
@@ -24,6 +24,7 @@ from gradscope.findings._groups import listed
 from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
+from gradscope.findings._training import progress
 
 SUBNORMAL = 0.5  # a gradient of a healthy loss scale has under 0.1
 ZERO = 0.98  # what a ReLU shuts is 0 too, but not this much
@@ -55,11 +56,13 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         return []
     gone = float(none[spell.inside][:, often].mean())
     scaled = "loss_scale" in signals.matrix("scalar", "value")
+    went = progress(signals)
+    learned = went is not None and went.learned
     zeros = float(quiet_median(zero.values[spell.inside][:, often]))
     return [
         Finding(
             rule="underflow",
-            severity=_severity(spell, gone, zeros, scaled),
+            severity=_severity(spell, gone, zeros < FEW and (scaled or learned)),
             site=sites[0],
             first_step=spell.first,
             last_step=spell.last,
@@ -91,8 +94,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     ]
 
 
-def _severity(spell: Spell, gone: float, zeros: float, scaled: bool) -> Severity:
-    if not spell.ongoing or (scaled and zeros < FEW):
+def _severity(spell: Spell, gone: float, harmless: bool) -> Severity:
+    if not spell.ongoing or harmless:
         return "info"
     return "critical" if gone >= 0.5 else "warning"
 

@@ -266,3 +266,35 @@ def test_queries_that_are_parameters_bring_no_information():
     assert cut.source_width == 30 * 8  # keys alone
     assert cut.sink_width == (30 + 4) * 8
     assert cut.width == 4 * 8
+
+
+@pytest.mark.parametrize("handed", [True, False])
+def test_a_latent_under_a_gate_for_all_positions(handed):
+    """Logits of s ∘ g: what is handed on beside the content is s."""
+
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.latent, self.gate = nn.Linear(6 + 9 * handed, 9), nn.Linear(6, 9)
+            self.score = nn.Linear(9, 1)
+
+        def forward(self, v, u, before):
+            given = torch.cat([v + u[:, None], *([before] if handed else [])], -1)
+            s = torch.tanh(self.latent(given))
+            p = self.score(s * self.gate(u)[:, None]).softmax(1)
+            return (p * v).sum(1), s
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Read() for _ in range(2))
+
+        def forward(self, v, u):
+            s = v.new_zeros(*v.shape[:2], 9)
+            for layer in self.layers:
+                u, s = layer(v, u, s)
+            return u
+
+    (between,) = softmaxes(Two(), torch.randn(B, 20, 6), torch.randn(B, 6))
+    assert between.source_width == 20 * 9
+    assert between.width == (20 * 9 if handed else 6)

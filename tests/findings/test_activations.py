@@ -117,3 +117,11 @@ def test_the_worst_severity_of_a_role_counts():
         {"gate#1": [0.7] * 40, "gate#2": [0.1] * 10 + [0.9] * 30}, loss=made.loss(2.0, 0.1, 40)
     )
     assert (finding.severity, finding.evidence["worst"]) == ("warning", "gate#2")
+
+
+def test_an_answer_that_is_certain_of_nothing():
+    learned_to_be = [0.0] * 10 + [0.99] * 30
+    stuck = made.loss(2.0, 2.0, 80)
+    (finding,) = saturated(learned_to_be, kind="sigmoid", depth=0, loss=stuck)
+    assert finding.severity == "critical"
+    assert saturated(learned_to_be, kind="sigmoid", depth=0, loss=made.loss(2.0, 0.1, 80)) == []

@@ -157,3 +157,16 @@ def test_gates_at_their_ends_cancel():
 def test_structure_stands_behind_what_befell_the_run():
     found = story(finding("information-bottleneck"), finding("peaked-softmax"))
     assert [rule for rule, _, _ in found] == ["peaked-softmax", "information-bottleneck"]
+
+
+@pytest.mark.parametrize(("rises_from", "cause"), [("experts.0", "starved-pathway"), ("head", "")])
+def test_a_chain_that_begins_in_a_starved_branch(rises_from, cause):
+    starved = finding("starved-pathway", edge="experts.0.0:addmm", share=1e-9)
+    growth = finding("exploding-gradient", along="depth", largest_rise_from=rises_from)
+    assert {f.rule: f.cause for f in rank([starved, growth])}["exploding-gradient"] == cause
+
+
+def test_steps_of_weights_that_are_put_back_lead_nowhere():
+    back = finding("no-update", "critical", state="put back", share_of_parameters=1.0)
+    large = finding("update-too-large", update_ratio_start=0.04)
+    assert story(back, large)[1] == ("update-too-large", "info", "no-update")

@@ -9,8 +9,8 @@ from gradscope.run import Site
 from tests.reference import synthetic as made
 
 
-def half(zero, tiny, sites=4, steps=30, bad=4, scale=None):
-    rows, known = [], []
+def half(zero, tiny, sites=4, steps=30, bad=4, scale=None, loss=()):
+    rows, known = [*loss], []
     for k in range(sites):
         name = f"net.{k}"
         known.append(Site(name, "module", order=k, depth=sites - k))
@@ -35,6 +35,12 @@ def test_all_is_zero():
 def test_most_has_lost_digits():
     (finding,) = half(0.4, 0.9)
     assert finding.severity == "warning"
+
+
+def test_a_loss_that_falls_has_lost_digits_only():
+    assert half(0.01, 0.9, loss=made.loss(2.0, 0.5, 30))[0].severity == "info"
+    assert half(0.01, 0.9, loss=made.loss(2.0, 1.9, 30))[0].severity == "warning"
+    assert half(1.0, 0.0, loss=made.loss(2.0, 0.5, 30))[0].severity == "critical"
 
 
 def test_behind_a_loss_scale_lost_digits_are_a_note():
