@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analyses.faults.case import Fault, Symptom, Variant
+from analyses.faults.case import Fault, Healthy, Symptom, Variant
 from analyses.faults.independent.kit_again_attend import (
     Block,
     Heads,
@@ -564,4 +565,447 @@ CANCELLING = Fault(
 )
 
 
-FAULTS = [PEAKED, DIFFUSE, STARVED, CANCELLING]
+# Bottleneck.
+
+
+def thin(faulty: Callable[[], Training], sound: Callable[[], Training]) -> Symptom:
+    """The second layer's tokens depend on the first's by a Jacobian of low rank.
+
+    At most a fifth of the twin's, and of the numbers that the first layer puts out.
+    """
+
+    def rank(make: Callable[[], Training]) -> tuple[int, int]:
+        training = make()
+        model = training.model.double()
+        batch = [t[:2].double() if t.is_floating_point() else t[:2] for t in training.batch(0)]
+        kept: list[Tensor] = []
+        for name in ("first", "second"):
+            getattr(model, name).register_forward_hook(lambda m, given, out: kept.append(out))
+        model(batch[0])
+        before, after = kept
+        rows = [
+            torch.autograd.grad(value, before, retain_graph=True)[0][0].flatten()
+            for value in after[0].flatten()
+        ]
+        values = torch.linalg.svdvals(torch.stack(rows))
+        return int((values > 1e-9 * values[0]).sum()), before[0].numel()
+
+    def symptom(run: Observed, twin: Observed | None) -> dict[str, Any]:
+        assert twin is not None, "needs a twin"
+        (found, wide), (theirs, _) = rank(faulty), rank(sound)
+        return {
+            "is": found <= min(wide, theirs) / 5,
+            "rank": found,
+            "twin": theirs,
+            "wide": wide,
+            "loss": run.loss_last,
+            "twin_loss": twin.loss_last,
+            "highest_entropy": min(max(c.entropies) for c in run.checkpoints),
+        }
+
+    return symptom
+
+
+class Reader(nn.Module):
+    """Latent tokens read cells, and are changed by a feed-forward net."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.cells = nn.LayerNorm(width)
+        self.attention = Heads(width, 2)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, latent: Tensor, cells: Tensor) -> Tensor:
+        x = latent + self.attention(self.norm1(latent), self.cells(cells))
+        return x + self.mlp(self.norm2(x))
+
+
+class Slots(nn.Module):
+    """Three layers of latent tokens; the first reads cells, the others what is handed on."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.embed = nn.Linear(4, 16)
+        self.place = nn.Parameter(torch.randn(16, 16))
+        self.slots = nn.ParameterList(torch.randn(16, 16) for _ in range(3))
+        self.first, self.second, self.third = Reader(16), Reader(16), Reader(16)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        cells = self.embed(patches(images)) + self.place
+        x: Tensor | None = None
+        for layer, slots in zip((self.first, self.second, self.third), self.slots, strict=True):
+            if x is None:
+                x = slots + cells
+            else:
+                x = slots + (x.mean(1, keepdim=True) if self.pooled else x)
+            x = layer(x, cells if layer is self.first else x)
+        assert x is not None
+        return self.out(x)
+
+
+def _restore(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    noise = 0.2 * torch.randn(images.shape, generator=seeded(int(labels.sum())))
+    return F.mse_loss(model(images + noise), patches(images))
+
+
+def slots(*, pooled: bool = False) -> Training:
+    """Denoises digits; `pooled`: layers hand on their mean token."""
+    torch.manual_seed(15)
+    model = Slots(pooled)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    return Training(model, digits, _restore, optimizer, 160, 5)
+
+
+class Steps(nn.Module):
+    """Two encoder layers of PyTorch's on patches; the second gets tokens or copies of the mean."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.embed = nn.Linear(4, 12)
+        self.place, self.again = (nn.Parameter(torch.randn(16, 12)) for _ in range(2))
+        options: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        self.first = nn.TransformerEncoderLayer(12, 2, 24, **options)
+        self.second = nn.TransformerEncoderLayer(12, 2, 24, **options)
+        self.out = nn.Linear(16 * 12, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(self.embed(patches(images)) + self.place)
+        if self.pooled:
+            x = x.mean(1, keepdim=True).expand(-1, 16, -1)
+        return self.out(self.second(x + self.again).flatten(1))
+
+
+def steps(*, pooled: bool = False) -> Training:
+    """Digits; `pooled`: the first layer's tokens are averaged before the second."""
+    torch.manual_seed(16)
+    model = Steps(pooled)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    return Training(model, digits, _classify, optimizer, 160, 5)
+
+
+class Copier(nn.Module):
+    """An encoder block reads symbols, a decoder block writes them backwards."""
+
+    def __init__(self, length: int, pooled: bool) -> None:
+        super().__init__()
+        self.length, self.pooled = length, pooled
+        self.embed = nn.Embedding(8, 16)
+        self.place, self.again = (nn.Parameter(torch.randn(length, 16)) for _ in range(2))
+        self.first, self.second = Block(16, 2), Block(16, 2)
+        self.asks = nn.Linear(16, 1)
+        self.norm, self.out = nn.LayerNorm(16), nn.Linear(16, 8)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        x = self.first(self.embed(symbols) + self.place)
+        if self.pooled:
+            weights = torch.softmax(self.asks(x), dim=1)
+            x = (weights * x).sum(1, keepdim=True).expand(-1, self.length, -1)
+        else:
+            x = x * torch.sigmoid(self.asks(x))
+        return self.out(self.norm(self.second(x + self.again)))
+
+
+def _symbols(step: int) -> Batch:
+    return (torch.randint(8, (48, 20), generator=seeded(step)),)
+
+
+def _backwards(model: nn.Module, symbols: Tensor) -> Tensor:
+    return F.cross_entropy(model(symbols).flatten(0, 1), symbols.flip(1).flatten())
+
+
+def copier(*, pooled: bool = False) -> Training:
+    """20 symbols backwards; `pooled`: all that the decoder gets is one summary."""
+    torch.manual_seed(17)
+    model = Copier(20, pooled)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    return Training(model, _symbols, _backwards, optimizer, 240, 6)
+
+
+BOTTLENECK = Fault(
+    "ind2-bottleneck",
+    must=[["information-bottleneck"]],
+    variants=[
+        Variant(
+            "slots",
+            slots,
+            broken=partial(slots, pooled=True),
+            symptom=thin(partial(slots, pooled=True), slots),
+        ),
+        Variant(
+            "averaged-patches",
+            steps,
+            broken=partial(steps, pooled=True),
+            symptom=thin(partial(steps, pooled=True), steps),
+        ),
+        Variant(
+            "one-summary",
+            copier,
+            broken=partial(copier, pooled=True),
+            symptom=thin(partial(copier, pooled=True), copier),
+        ),
+    ],
+)
+
+
+# Sound attention.
+
+
+class Vit(nn.Module):
+    """Post-norm encoder layers of PyTorch's on patches, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 40)
+        self.place = nn.Parameter(0.5 * torch.randn(16, 40))
+        layer = nn.TransformerEncoderLayer(40, 4, 80, 0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3)
+        self.out = nn.Linear(40, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.out(self.encoder(self.embed(patches(images)) + self.place).mean(1))
+
+
+def vit() -> Training:
+    """Digits."""
+    torch.manual_seed(21)
+    model = Vit()
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 160)
+    return Training(model, digits, _classify, optimizer, 160, 5, schedule=schedule)
+
+
+class Speaker(nn.Module):
+    """A causal language model with tied embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(12, 32)
+        nn.init.normal_(self.embed.weight, std=0.3)
+        self.place = nn.Parameter(0.3 * torch.randn(32, 32))
+        self.blocks = nn.Sequential(*(Block(32, 4, causal=True) for _ in range(3)))
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, text: Tensor) -> Tensor:
+        x = self.blocks(self.embed(text) + self.place[: text.shape[1]])
+        return self.norm(x) @ self.embed.weight.T
+
+
+def _sentences(step: int) -> Batch:
+    """Walks on a ring of twelve letters; each has a stride of its own, and some noise."""
+    g = seeded(step)
+    stride = torch.randint(1, 6, (32, 1), generator=g)
+    start = torch.randint(12, (32, 1), generator=g)
+    text = (start + stride * torch.arange(25)) % 12
+    noise = torch.rand(text.shape, generator=g) < 0.05
+    return (torch.where(noise, torch.randint(12, text.shape, generator=g), text),)
+
+
+def _next(model: nn.Module, text: Tensor) -> Tensor:
+    return F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+
+
+def speaker() -> Training:
+    """The next letter of each walk."""
+    torch.manual_seed(22)
+    model = Speaker()
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    return Training(model, _sentences, _next, optimizer, 160, 5, clip=1.0)
+
+
+class Translator(nn.Module):
+    """An LSTM writes what another one read, with attention by dot products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.target = nn.Embedding(10, 24), nn.Embedding(11, 24)
+        self.encoder = nn.LSTM(24, 32, batch_first=True)
+        self.decoder = nn.LSTM(24, 32, batch_first=True)
+        self.ask = nn.Linear(32, 32, bias=False)
+        self.mix, self.out = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, read: Tensor, written: Tensor) -> Tensor:
+        states, last = self.encoder(self.source(read))
+        own, _ = self.decoder(self.target(written), last)
+        weights = torch.softmax(self.ask(own) @ states.transpose(1, 2) * 32**-0.5, dim=-1)
+        return self.out(torch.tanh(self.mix(torch.cat([own, weights @ states], -1))))
+
+
+def _pairs(step: int) -> Batch:
+    read = torch.randint(10, (48, 9), generator=seeded(step))
+    meant = (read.flip(1) + 3) % 10
+    begin = torch.full((48, 1), 10)
+    return read, torch.cat([begin, meant[:, :-1]], 1), meant
+
+
+def _translated(model: nn.Module, read: Tensor, written: Tensor, meant: Tensor) -> Tensor:
+    return F.cross_entropy(model(read, written).flatten(0, 1), meant.flatten())
+
+
+def translator() -> Training:
+    """Symbols backwards, each replaced by another."""
+    torch.manual_seed(23)
+    model = Translator()
+    optimizer = torch.optim.Adam(model.parameters(), 4e-3)
+    return Training(model, _pairs, _translated, optimizer, 200, 5)
+
+
+class Inducing(nn.Module):
+    """A set's points exchange by a few inducing points, and are read by a seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(2, 32), nn.GELU(), nn.Linear(32, 32))
+        self.points, self.seed = (nn.Parameter(torch.randn(1, n, 32)) for n in (8, 1))
+        self.gather, self.spread = Heads(32, 4), Heads(32, 4)
+        self.read = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.out = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 1))
+
+    def forward(self, cloud: Tensor) -> Tensor:
+        x = self.embed(cloud)
+        points = self.points + self.gather(self.points.expand(len(x), -1, -1), x)
+        x = self.norm1(x + self.spread(x, points))
+        both = torch.cat([self.seed.expand(len(x), -1, -1), x], 1)
+        read = self.norm2(both + self.read(both, both, both)[0])
+        return self.out(read[:, 0])[:, 0]
+
+
+def _clouds(step: int) -> Batch:
+    g = seeded(step)
+    size = 0.3 + torch.rand(48, 1, 1, generator=g)
+    cloud = size * torch.randn(48, 20, 2, generator=g) + torch.randn(48, 1, 2, generator=g)
+    return cloud, cloud.std(1).log().sum(-1)
+
+
+def _regress(model: nn.Module, cloud: Tensor, target: Tensor) -> Tensor:
+    return F.smooth_l1_loss(model(cloud), target)
+
+
+def inducing() -> Training:
+    """How wide a cloud of points is."""
+    torch.manual_seed(24)
+    model = Inducing()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    return Training(model, _clouds, _regress, optimizer, 200, 5)
+
+
+class Grouped(nn.Module):
+    """Grouped queries with normed queries and keys, by scaled_dot_product_attention."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm_q, self.norm_k = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.gate, self.up = nn.Linear(width, 48), nn.Linear(width, 48)
+        self.down = nn.Linear(48, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q = self.norm_q(self.q(h).unflatten(-1, (4, 8))).transpose(1, 2)
+        k, v = self.kv(h).unflatten(-1, (2, 2, 8)).unbind(2)
+        k = self.norm_k(k).transpose(1, 2).repeat_interleave(2, 1)
+        v = v.transpose(1, 2).repeat_interleave(2, 1)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        h = self.norm2(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Finder(nn.Module):
+    """Two such blocks, and a token of its own that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(7, 32)
+        self.token = nn.Parameter(torch.randn(1, 1, 32))
+        self.blocks = nn.Sequential(Grouped(), Grouped())
+        self.norm, self.out = nn.LayerNorm(32), nn.Linear(32, 6)
+
+    def forward(self, bag: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(bag), -1, -1), self.embed(bag)], 1)
+        return self.out(self.norm(self.blocks(x)[:, 0]))
+
+
+def finder() -> Training:
+    """The marked one of 16 is to be told."""
+    torch.manual_seed(25)
+    model = Finder()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    return Training(model, partial(marked, length=16), _classify, optimizer, 200, 5)
+
+
+class Neighbours(nn.Module):
+    """Graph attention with additive scores, residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width)
+        self.sends, self.receives = nn.Linear(width, 1), nn.Linear(width, 1)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        h = self.project(x)
+        scores = F.leaky_relu(self.receives(h) + self.sends(h).transpose(1, 2), 0.2)
+        weights = torch.softmax(scores.masked_fill(~edges, -torch.inf), dim=-1)
+        return self.norm(x + F.elu(weights @ h))
+
+
+class Graph(nn.Module):
+    """Two layers; every node is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 32)
+        self.one, self.two = Neighbours(32), Neighbours(32)
+        self.out = nn.Linear(32, 3)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        x = F.elu(self.embed(nodes))
+        return self.out(self.two(self.one(x, edges), edges))
+
+
+def _graphs(step: int) -> Batch:
+    """Communities: nodes of one kind are mostly linked; features tell the kind badly."""
+    g = seeded(step)
+    kinds = torch.randint(3, (8, 18), generator=g)
+    alike = kinds[:, :, None] == kinds[:, None]
+    draw = torch.rand(alike.shape, generator=g)
+    edges = torch.where(alike, draw < 0.6, draw < 0.08)
+    edges = edges | edges.transpose(1, 2) | torch.eye(18).bool()
+    nodes = F.one_hot(kinds, 6).float() + 0.8 * torch.randn(8, 18, 6, generator=g)
+    return nodes, edges, kinds
+
+
+def _nodes(model: nn.Module, nodes: Tensor, edges: Tensor, kinds: Tensor) -> Tensor:
+    return F.cross_entropy(model(nodes, edges).flatten(0, 1), kinds.flatten())
+
+
+def graph() -> Training:
+    """The community of every node."""
+    torch.manual_seed(26)
+    model = Graph()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=5e-4)
+    return Training(model, _graphs, _nodes, optimizer, 200, 5)
+
+
+ATTENTION = Healthy(
+    "ind2-attention",
+    runs={
+        "post-norm-vit": vit,
+        "causal-lm": speaker,
+        "lstm-translator": translator,
+        "inducing-points": inducing,
+        "grouped-queries": finder,
+        "graph-attention": graph,
+    },
+)
+
+
+FAULTS = [PEAKED, DIFFUSE, STARVED, CANCELLING, BOTTLENECK]
+THEMES = [ATTENTION]
