@@ -733,6 +733,8 @@ BOTTLENECK = Fault(
             "slots",
             slots,
             broken=partial(slots, pooled=True),
+            # The second layer's tokens have nothing to choose by: entropy 0.986 to the end.
+            may=["diffuse-softmax"],
             symptom=thin(partial(slots, pooled=True), slots),
         ),
         Variant(
