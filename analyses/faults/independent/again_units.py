@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from analyses.faults.case import Fault, Variant
-from analyses.faults.symptoms import dead_units, overshoots, saturated, unmoved
+from analyses.faults.case import Fault, Healthy, Symptom, Variant
+from analyses.faults.observe import Observed
+from analyses.faults.symptoms import Evidence, dead_units, overshoots, saturated, unmoved
 from analyses.faults.training import Training
 
 SPLITS = ("test",)
@@ -550,4 +551,234 @@ NO_UPDATE = Fault(
 )
 
 
-FAULTS = [DEAD, SATURATED, TOO_LARGE, NO_UPDATE]
+# Gradients too small for float16
+
+
+def flushed(share: float) -> Symptom:
+    """At every step looked at that many elements' gradients are exactly 0, of the twin's few are,
+    and the run ends worse."""
+
+    def symptom(run: Observed, twin: Observed | None) -> Evidence:
+        assert twin is not None
+        zero = min(c.zero_share for c in run.checkpoints)
+        theirs = max(c.zero_share for c in twin.checkpoints)
+        ends = run.loss_last / run.loss_first, twin.loss_last / twin.loss_first
+        worse = ends[0] > 1.5 * ends[1]
+        return {"is": zero >= share and theirs < 0.1 and worse, "zero": zero, "twin": theirs,
+                "left": ends[0], "twin_left": ends[1]}  # fmt: skip
+
+    return symptom
+
+
+def unscaled(scale: float, training: Training, step: int) -> dict[str, Tensor]:
+    """A step whose loss has been multiplied by a scale, of which the gradient is freed again."""
+    loss = training.loss_at(step)
+    loss.backward()
+    for p in training.model.parameters():
+        if p.grad is not None:
+            p.grad.div_(scale)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    return {"loss": loss.detach() / scale}
+
+
+def half_wave(*, mixed: bool) -> Training:
+    """A tanh net fits a field of displacements in units of 3 mm, and the loss is in metres; in
+    float16 by autocast, or in float32."""
+    torch.manual_seed(13)
+    model = nn.Sequential(
+        nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(),
+        nn.Linear(64, 1),
+    )  # fmt: skip
+    for module in model:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x = torch.rand(256, 2, generator=torch.Generator().manual_seed(step)) * 2 - 1
+        return x, 3e-3 * ((3 * x[:, 0]).sin() + x[:, 1] ** 2)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.float16, enabled=mixed):
+            out = model(x)
+        return F.mse_loss(3e-3 * out.float().squeeze(-1), y)
+
+    return Training(
+        model, batch, loss, torch.optim.Adam(model.parameters(), lr=3e-3, eps=1e-16), steps=150
+    )
+
+
+def denoising(*, scale: float) -> Training:
+    """A convolutional denoiser in autocast's float16; the loss is one of several terms of a
+    weighted sum, and its weight is small. With or without a scale."""
+    torch.manual_seed(14)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(16, 1, 3, padding=1),
+    )
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(y.sum())))
+        with torch.autocast("cpu", torch.float16):
+            out = model(x + 0.5 * noise)
+        return scale * 1e-4 * F.mse_loss(out.float(), x)
+
+    return Training(
+        model,
+        partial(digit_batch, size=32, shape=(1, 8, 8)),
+        loss,
+        torch.optim.Adam(model.parameters(), lr=2e-3, eps=1e-12),
+        steps=100,
+        step=partial(unscaled, scale),
+    )
+
+
+class Pooling(nn.Module):
+    """A deep set: every point by itself, the mean, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point = nn.Sequential(nn.Linear(3, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU())
+        self.head = nn.Sequential(nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.point(x).mean(1))
+
+
+def point_sets(*, kind: str) -> Training:
+    """Is a cloud of points stretched, and along which axis? All weights and numbers are of one
+    type; the loss is divided by the number of accumulated batches, and once more by a size."""
+    torch.manual_seed(15)
+    dtype = {"half": torch.float16, "brain": torch.bfloat16}[kind]
+    model = Pooling()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    model.to(dtype)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(step)
+        y = torch.randint(0, 4, (48,), generator=g)
+        stretch = 1 + 3 * F.one_hot(y, 4)[:, None, :3]
+        return (torch.randn(48, 12, 3, generator=g) * stretch).to(dtype), y
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x).float(), y) / 32 / 4096
+
+    return Training(
+        model,
+        batch,
+        loss,
+        torch.optim.SGD(model.parameters(), lr=0.2 * 32 * 4096),
+        steps=200,
+    )
+
+
+UNDERFLOW = Fault(
+    "ind2-underflow",
+    must=[["underflow"]],
+    may=["vanishing-gradient", "no-update"],
+    symptom=flushed(0.4),
+    variants=[
+        Variant(
+            "small-units", partial(half_wave, mixed=False), broken=partial(half_wave, mixed=True)
+        ),
+        Variant(
+            "small-loss-weight",
+            partial(denoising, scale=65536.0),
+            broken=partial(denoising, scale=1.0),
+        ),
+        Variant(
+            "divided-twice",
+            partial(point_sets, kind="brain"),
+            broken=partial(point_sets, kind="half"),
+        ),
+    ],
+)
+
+
+# Steps as they should be
+
+
+def sgd_cosine() -> Training:
+    """The residual net with a large rate of SGD that falls along a cosine to a hundredth."""
+    training = residual(lr=0.1)
+    training.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        training.optimizer, 120, eta_min=1e-3
+    )
+    return training
+
+
+def clipped_mixer() -> Training:
+    """The mixer with a clipped gradient and a rate that drops twice."""
+    training = mixer(lr=3e-3)
+    training.clip = 0.5
+    training.schedule = torch.optim.lr_scheduler.MultiStepLR(training.optimizer, [80, 120], 0.3)
+    return training
+
+
+def brain_reader() -> Training:
+    """The transformer under autocast to bfloat16, which needs no scale."""
+    training = row_reader(eps=1e-8, lr=1e-3)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(x)
+        return F.cross_entropy(out.float(), y)
+
+    training.loss = loss
+    return training
+
+
+def nesterov_cnn() -> Training:
+    """The convolutional net with Nesterov's momentum and weight decay."""
+    training = plain_cnn(lr=1e-3)
+    training.optimizer = torch.optim.SGD(
+        training.model.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=1e-3
+    )
+    return training
+
+
+def adagrad_sets() -> Training:
+    """The deep set in float32 with Adagrad."""
+    training = point_sets(kind="brain")
+    training.model.float()
+    make = training.batch
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x, y = make(step)
+        return x.float(), y
+
+    training.batch, training.loss = batch, classify
+    training.optimizer = torch.optim.Adagrad(training.model.parameters(), lr=0.03)
+    return training
+
+
+def adam_gru() -> Training:
+    """The gated recurrence with NAdam and one cycle of the rate."""
+    training = adding(lr=0.02)
+    training.optimizer = torch.optim.NAdam(training.model.parameters(), lr=5e-3)
+    training.schedule = torch.optim.lr_scheduler.OneCycleLR(
+        training.optimizer, 8e-3, total_steps=251, cycle_momentum=False
+    )
+    return training
+
+
+STEPS = Healthy(
+    "ind2-steps",
+    {
+        "sgd-cosine": sgd_cosine,
+        "clipped-mixer": clipped_mixer,
+        "bfloat16-reader": brain_reader,
+        "nesterov-cnn": nesterov_cnn,
+        "adagrad-sets": adagrad_sets,
+        "one-cycle-gru": adam_gru,
+    },
+)
+
+
+FAULTS = [DEAD, SATURATED, TOO_LARGE, NO_UPDATE, UNDERFLOW]
+THEMES = [STEPS]
