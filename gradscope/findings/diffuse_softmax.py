@@ -9,11 +9,11 @@ Source: the Jacobian of softmax.
 
 Severity. Attention is uniform at initialisation: with small weights it stays so for some hundred
 steps of a run that goes on to learn, so time is the evidence. Warning after `LONG` steps; after
-`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place, or is
-nearer 1 than it began (`SETTLED`); at once, if 1 − entropy of most is under `NO_LOGITS`, which no
-usual initialisation comes near (also where it was so for `MOST` of the run and left then). Info
-before that, and for a few softmaxes among others that select while the loss falls (a layer may well
-average).
+`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place, is nearer 1
+than it began (`SETTLED`), or stands still (`STILL`) while the loss doesn't fall. At once, if
+1 − entropy of most is under `NO_LOGITS`, which no usual initialisation comes near, throughout or in
+the first `LEAD` of the run. Info before that, and for a few softmaxes among others that select
+while the loss falls (a layer may well average).
 
 Silent about rows of two elements.
 """
@@ -36,6 +36,8 @@ ENTROPY = 0.995  # attention in healthy runs is under 0.985 by the end, even whe
 EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the first 200 steps
 NO_LOGITS = 1e-5  # logits that differ by less than 0.01; at weights of std 0.02, 3e-5 and more
 SETTLED = 0.1  # of 1 − entropy at the start: training made it uniform
+STILL = 1.2  # largest over smallest; what learns, or is about to, doubles
+LEAD = 0.2  # share of the run, from its start; healthy runs have 0.02
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 MIN_N = 3
 EVENNESS = "evenness"
@@ -50,14 +52,16 @@ RECORDED = 10
 
 @dataclass(frozen=True)
 class Uniform:
-    """One softmax that stays uniform: its spell, and 1 − entropy in it, at the end of the run,
-    just before, and at its start."""
+    """One softmax that stays uniform: its spell; 1 − entropy in it (0 for one that was born
+    without logits), at the end of the run, just before, and at its start; and whether that has
+    stopped to change."""
 
     spell: Spell
     middle: float
     end: float
     before: float
     start: float
+    still: bool
 
     @property
     def settled(self) -> bool:
@@ -66,7 +70,7 @@ class Uniform:
 
     @property
     def stays(self) -> bool:
-        return self.end <= LEAVING * max(self.before, 1e-6)
+        return self.end <= LEAVING * max(self.before, 1e-6) or not self.middle
 
     @property
     def exact(self) -> bool:
@@ -94,13 +98,15 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                     flat &= ~(gain.column(site) > GAIN * alike)
         known = np.isfinite(values)
         spell = longest_spell(entropy.steps, flat, known)
+        born = longest_spell(entropy.steps, flat & (1 - values <= NO_LOGITS), known)
         if spell is not None and spell.ongoing and spell.share >= HELD:
             middle = float(np.median(1 - values[spell.inside]))
+            if born is not None and born.at_once and born.share >= LEAD:
+                middle = 0.0
             uniform[site] = Uniform(spell, middle, *_ends(1 - values[known]))
             continue
-        spell = longest_spell(entropy.steps, flat & (1 - values <= NO_LOGITS), known)
-        if spell is not None and spell.at_once and spell.share >= MOST:
-            uniform[site] = Uniform(spell, 0.0, 0.0, 0.0, 0.0)  # it left, late
+        if born is not None and born.at_once and born.share >= LEAD:
+            uniform[site] = Uniform(born, 0.0, 0.0, 0.0, 0.0, False)  # it left, late
     severity = _severity(signals, uniform.values(), len(entropy.sites), steps)
     return [
         _finding(signals, {site: uniform[site].spell for site in sites}, severity)
@@ -120,11 +126,13 @@ def _size(signals: Signals, site: str) -> int:
     return (0, *signals.site("softmax", site).shape)[-1]
 
 
-def _ends(deficit: np.ndarray) -> tuple[float, float, float]:
-    """Median of 1 − entropy over the last tenth of the run, over the tenth before; the first."""
+def _ends(deficit: np.ndarray) -> tuple[float, float, float, bool]:
+    """Median of 1 − entropy over the last tenth of the run, over the tenth before; the first;
+    whether it stands still over the second half."""
     tenth = max(1, len(deficit) // 10)
     late = float(np.median(deficit[-tenth:])), float(np.median(deficit[-2 * tenth : -tenth]))
-    return *late, float(deficit[0])
+    half = deficit[len(deficit) // 2 :]
+    return *late, float(deficit[0]), bool(half.max() <= STILL * half.min())
 
 
 def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, steps: int) -> Severity:
@@ -134,7 +142,8 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
         return "info"
     if sum(u.middle <= NO_LOGITS and u.stays for u in found) >= MOST * max(1, len(found)):
         return "warning"
-    sure = sum(u.exact or u.settled for u in found) >= MOST * len(found)
+    stuck = went is not None and not went.learned
+    sure = sum(u.exact or u.settled or (stuck and u.still) for u in found) >= MOST * len(found)
     if steps >= LONG or (steps >= SHORT and sure):
         return "warning"
     return "info"

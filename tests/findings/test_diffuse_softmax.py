@@ -65,7 +65,7 @@ def test_a_short_run_has_to_be_exactly_uniform():
 
 
 def test_attention_that_is_about_to_break_out():
-    deficit = np.where(np.arange(40) < 36, 1e-5, 6e-5)
+    deficit = np.where(np.arange(40) < 36, 2e-5, 6e-5)
     assert find(all_of(1 - deficit), every=8)[0].severity == "info"
     assert find(all_of(1 - np.geomspace(1e-6, 6e-5, 40)), every=8)[0].severity == "warning"
 
@@ -103,3 +103,11 @@ def test_uniform_for_most_of_the_run_and_left_late(deficit, found):
     findings = find(rows + made.loss(2.0, 1.9), every=8)
     assert [f.severity for f in findings] == ["warning"] * found
     assert not found or "is uniform at step 2" in findings[0].message
+
+
+def test_uniform_and_still_while_the_loss_does_not_fall():
+    still, moving = [0.998] * 40, list(1 - np.geomspace(1e-3, 4e-3, 40))
+    stuck = made.loss(2.0, 1.9)
+    assert find(all_of(still) + stuck, every=8)[0].severity == "warning"
+    assert find(all_of(moving) + stuck, every=8)[0].severity == "info"
+    assert find(all_of(still) + made.loss(2.0, 0.5), every=8)[0].severity == "info"
