@@ -12,7 +12,6 @@ case says which rules must be reported and which others may be; whatever else is
 false alarm. `nets.py`, `data.py` and `setups.py` are what the cases are built from.
 
 Labels come from how a case was made, and from `verify`, which measures the fault by itself; never
-from what the rules find. Within each file of `independent/`, cases alternate between "tune" and
-"test" (a healthy twin is in its faulty case's half); all others are "tune". The score is that of
-"test".
+from what the rules find. The score is that of the "test" cases: the modules of `independent/` with
+`SPLITS = ("test",)`. All others are "tune".
 """

@@ -104,9 +104,10 @@ def readme(score: pd.DataFrame, judged: dict[str, list[Judged]], seconds: float)
         f"A corpus of {faulty} training runs with a known fault and {len(mine) - faulty} healthy "
         "ones (`analyses/faults`), recorded and\nanalysed as any run is. Labels come from how a "
         "run was made, and every run was checked by\nmeasurements of its own (`verified.csv`, "
-        "made without gradscope). The *test* cases are half of those in\n`independent/`, written "
-        "without sight of the rules or of other cases; *tune* are the others, that\nrules were "
-        "tuned on. Every share with Wilson's 95 % interval.",
+        "made without gradscope). The *test* cases (the modules of\n`independent/` with "
+        '`SPLITS = ("test",)`) were written without sight of the rules or of other cases, and '
+        "scored\nwhen the rules had been fixed; *tune* are the others, that rules were tuned on. "
+        "Every share with\nWilson's 95 % interval.",
         "",
         "![precision and recall of each rule](score.png)",
         "",
