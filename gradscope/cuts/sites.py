@@ -100,15 +100,18 @@ def _latents(tensors: TensorGraph, probabilities: int) -> tuple[int, ...]:
 
 def _unscaled(tensors: TensorGraph, latents: Iterable[int]) -> tuple[int, ...]:
     """The tensors before they were multiplied by a constant, by weights, or by a smaller tensor
-    that was broadcast over them (a gate for all positions)."""
+    that was broadcast over them (a gate or a query for all positions), which is one of them."""
     found = []
-    for tensor in latents:
-        while tensors.operation(tensor) in _SCALING:
-            sizes = [tensors.numel[p] for p in tensors.parents[tensor]]
-            if sizes.count(tensors.numel[tensor]) != 1 or max(sizes) > tensors.numel[tensor]:
-                break
-            tensor = tensors.parents[tensor][sizes.index(tensors.numel[tensor])]
-        found.append(tensor)
+    waiting = list(reversed(list(latents)))
+    while waiting:
+        tensor = waiting.pop()
+        parents, numel = tensors.parents[tensor], tensors.numel[tensor]
+        sizes = [tensors.numel[p] for p in parents]
+        scaled = tensors.operation(tensor) in _SCALING
+        if scaled and sizes.count(numel) == 1 and max(sizes) == numel:
+            waiting += reversed(parents)
+        else:
+            found.append(tensor)
     return tuple(dict.fromkeys(found))
 
 

@@ -296,5 +296,5 @@ def test_a_latent_under_a_gate_for_all_positions(handed):
             return u
 
     (between,) = softmaxes(Two(), torch.randn(B, 20, 6), torch.randn(B, 6))
-    assert between.source_width == 20 * 9
-    assert between.width == (20 * 9 if handed else 6)
+    assert between.source_width == 20 * 9 + 9
+    assert between.width == (20 * 9 + 6 if handed else 6)  # and the content
