@@ -186,10 +186,10 @@ def main(
         tables.append(table)
         print(table.to_string(index=False, float_format="%.3f"), flush=True)
     if out is not None:
-        write(pd.concat(tables), out)
+        write(pd.concat(tables), out, rounds)
 
 
-def write(table: pd.DataFrame, out: Path) -> None:
+def write(table: pd.DataFrame, out: Path, rounds: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "overhead.csv", index=False, float_format="%.4f")
     wide = table.pivot_table(index="recorder", columns="model", values="ratio", sort=False)
@@ -203,7 +203,7 @@ def write(table: pd.DataFrame, out: Path) -> None:
         f"of paired blocks in one process, one CPU thread, torch {torch.__version__}. “None, "
         "again” is a second bare copy: what differs from 1 there is noise.\n\n"
         + "\n".join(lines)
-        + "\n\nMade by `python -m analyses.overhead --out reports/overhead`.\n"
+        + f"\n\nMade by `python -m analyses.overhead --rounds {rounds} --out reports/overhead`.\n"
     )
 
 
