@@ -49,20 +49,23 @@ def cleared(signals: Signals) -> bool:
     return bool((modules.values > 0).any()) and not bool((norms.values != 0).any())
 
 
-def zero_gradient(signals: Signals) -> list[str]:
-    """Parameters whose gradient is exactly 0 at every recorded step. A vector counts only along
-    with all other parameters of its module: symmetry makes a bias's gradient 0."""
+def always_zero(signals: Signals, name: str) -> bool:
+    """Whether a parameter has a gradient, and it is exactly 0 at every recorded step."""
     norms = signals.matrix("parameter", "grad_norm")
-    every = trainable(signals)
-    zero = [
-        name
-        for name in every
-        if name in norms
-        and (norms.column(name)[norms.present[:, norms.sites.index(name)]] == 0).all()
-    ]
-    whole = whole_modules(every, dict.fromkeys(zero, "zero"))
-    matrices = (n for n in zero if len(signals.site("parameter", n).shape) != 1)
-    return [n for n in zero if module_of(n) in whole or n in set(matrices)]
+    if name not in norms:
+        return False
+    return bool((norms.column(name)[norms.present[:, norms.sites.index(name)]] == 0).all())
+
+
+def without_lone_vectors(signals: Signals, state: dict[str, str]) -> dict[str, str]:
+    """Parameters and their states. A vector counts only along with all other parameters of its
+    module: symmetry makes a bias's gradient 0."""
+    whole = whole_modules(trainable(signals), state)
+    return {
+        name: of
+        for name, of in state.items()
+        if module_of(name) in whole or len(signals.site("parameter", name).shape) != 1
+    }
 
 
 def never_a_gradient(signals: Signals) -> list[str]:

@@ -28,13 +28,14 @@ from gradscope.findings._groups import anonymous, listed
 from gradscope.findings._parameters import (
     MANY,
     WHOLE,
+    always_zero,
     cleared,
     is_held,
     module_of,
     never_a_gradient,
     share,
     trainable,
-    zero_gradient,
+    without_lone_vectors,
 )
 from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
@@ -56,8 +57,12 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     ran = names if called is None else [n for n in names if _ran(n, set(called), names)]
     rest = [n for n in names if n not in set(ran)]
     idle = all(_is_routed(signals, n, every) for n in rest)
-    zero = zero_gradient(signals) if len(signals.steps) >= ENOUGH else []
-    if zero and share(signals, zero) >= WHOLE:
+    zero = list(
+        without_lone_vectors(signals, {n: "zero" for n in every if always_zero(signals, n)})
+    )
+    if len(signals.steps) < ENOUGH:
+        zero = []
+    elif zero and share(signals, zero) >= WHOLE:
         zero = []  # no-update's
     return [
         _finding(signals, group, every, did_run, idle and not did_run, group is zero)

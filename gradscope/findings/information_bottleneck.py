@@ -1,9 +1,9 @@
 """information-bottleneck: between two attention layers only a few numbers pass.
 
 Definition. The minimum vertex cut between the latents of two consecutive softmaxes (what their
-logits are computed from) is narrow where its width is at most `NARROW` of the smaller of the two:
-both sides are wide, what links them is not. Likewise from input to output. One finding for all
-layers of a role. Where they were recorded, two measurements stand beside the structure: the
+logits are computed from; its heat map is a part of it) is narrow where its width is at most
+`NARROW` of the smaller of the two: both sides are wide, what links them is not.
+Likewise from input to output. One finding for all layers of a role. Where they were recorded, two measurements stand beside the structure: the
 effective rank of what the source's layer returns, late in the run, and the weakest of the
 linear probes.
 

@@ -34,12 +34,12 @@ import numpy as np
 from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import listed
 from gradscope.findings._parameters import (
+    always_zero,
     cleared,
     is_held,
-    module_of,
     share,
     trainable,
-    whole_modules,
+    without_lone_vectors,
 )
 from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
@@ -125,7 +125,7 @@ def _states(signals: Signals, every: list[str]) -> dict[str, str]:
     for name in every:
         if name not in norms or not is_held(signals, name):
             continue
-        if (norms.column(name)[norms.present[:, norms.sites.index(name)]] == 0).all():
+        if always_zero(signals, name):
             states[name] = "zero"
         elif _is_put_back(signals, name, ratios.get(name, _NONE)):
             states[name] = "put back"
@@ -133,12 +133,7 @@ def _states(signals: Signals, every: list[str]) -> dict[str, str]:
             states[name] = "stuck"
         elif not learned and _has_stopped(ratios.get(name, _NONE), norms.column(name)):
             states[name] = "stopped"
-    whole = whole_modules(every, states)
-    return {
-        name: state
-        for name, state in states.items()
-        if module_of(name) in whole or len(signals.site("parameter", name).shape) != 1
-    }
+    return without_lone_vectors(signals, states)
 
 
 def _ratios(signals: Signals) -> dict[str, np.ndarray]:
