@@ -2,10 +2,10 @@
 
 Definition. The minimum vertex cut between the latents of two consecutive softmaxes (what their
 logits are computed from; its heat map is a part of it) is narrow where its width is at most
-`NARROW` of the smaller of the two: both sides are wide, what links them is not.
-Likewise from input to output. One finding for all layers of a role. Where they were recorded, two measurements stand beside the structure: the
-effective rank of what the source's layer returns, late in the run, and the weakest of the
-linear probes.
+`NARROW` of the smaller of the two: both sides are wide, what links them is not. Likewise from
+input to output. One finding for all layers of a role. Where they were recorded, two measurements
+stand beside the structure: the effective rank of what the source's layer returns, late in the
+run, and the weakest of the linear probes.
 
 Source: Fan & Zhou, "Stacked Latent Attention for Multimodal Reasoning", CVPR 2018: a stack that
 hands on one content vector throws the spatial reasoning of each layer away. Menger's theorem
