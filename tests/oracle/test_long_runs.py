@@ -30,9 +30,10 @@ def test_memory_does_not_grow_with_recorded_steps(tmp_path):
     torch.manual_seed(0)
     model = encoder(0.1)
     optimizer = torch.optim.Adam(model.parameters())
-    warm, more = 40, 120
+    warm, more = 100, 200
+    # Flushed at every step: what waits in memory must not depend on how fast the machine is.
     with gradscope.attach(
-        model, optimizer=optimizer, out=tmp_path / "run.pt", every=1, flush_every=0.05
+        model, optimizer=optimizer, out=tmp_path / "run.pt", every=1, flush_every=0
     ) as scope:
         for step in range(warm):
             one_step(model, optimizer, scope, step)
@@ -47,7 +48,7 @@ def test_memory_does_not_grow_with_recorded_steps(tmp_path):
         objects = len(gc.get_objects()) - objects
     # A recorded step holds about 300 numbers: as Python floats, these steps would be 1 MB.
     assert held < 150_000, f"{held} bytes more after {more} steps"
-    assert objects < 2 * more, f"{objects} objects more after {more} steps"
+    assert objects < more / 10, f"{objects} objects more after {more} steps"
     run = gradscope.load(tmp_path / "run.pt")
     assert run.steps.tolist() == list(range(warm + more))
     assert len(run.scalars()["loss"]) == warm + more
