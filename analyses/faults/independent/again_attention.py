@@ -25,8 +25,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import peaked
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def _classify(model: nn.Module, *batch: Tensor) -> Tensor:
     """Cross entropy of what the model says of all but the last tensor of a batch."""

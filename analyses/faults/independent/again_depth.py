@@ -18,9 +18,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import decays, grows, learns_less, not_finite
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # Data
 
 

@@ -20,8 +20,6 @@ from analyses.faults.independent.kit_again_parts import (
 )
 from analyses.faults.training import Batch, Training, ordinary
 
-SPLITS = ("test",)
-
 
 def denoiser() -> Training:
     """A dense autoencoder, eight wide in the middle."""

@@ -14,8 +14,6 @@ from analyses.faults.independent.kit_again_parts import classify, digit_batch, f
 from analyses.faults.symptoms import dead_units, decays, left_out, no_gradient_before, unmoved
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 class PooledCNN(nn.Module):
     """Generalised-mean pooling, in torch or in numpy as the reference code had it."""

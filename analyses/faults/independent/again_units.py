@@ -17,8 +17,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import Evidence, dead_units, overshoots, saturated, unmoved
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
