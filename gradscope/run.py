@@ -94,6 +94,9 @@ METRICS: dict[str, Metric] = {
     "width": Metric("numbers a sample", "minimum vertex cut between two places"),
     "source_width": Metric("numbers a sample", "size of the place where a cut's paths begin"),
     "sink_width": Metric("numbers a sample", "size of the place where a cut's paths end"),
+    "attended": Metric(
+        "numbers a sample", "values of the softmax at a cut's ends that attends over fewer"
+    ),
     "ratio": Metric("fraction", "width of a cut over the size of its source"),
     "accuracy": Metric("fraction", "right answers of a linear probe on the held-out half"),
     "majority": Metric("fraction", "the same, always answering with the commonest label"),

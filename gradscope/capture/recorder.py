@@ -158,9 +158,10 @@ class Recorder:
         for cut in cuts:
             name = f"{cut.source} → {cut.sink}"
             self._ledger.site(Site(name, "cut", type=cut.kind, order=len(self._ledger.sites)))
-            for metric in ("width", "source_width", "sink_width", "ratio"):
-                column = Column(name, "cut", "", metric)
-                self._ledger.once(self.step, column, float(getattr(cut, metric)))
+            for metric in ("width", "source_width", "sink_width", "attended", "ratio"):
+                if (value := getattr(cut, metric)) is not None:
+                    column = Column(name, "cut", "", metric)
+                    self._ledger.once(self.step, column, float(value))
 
     def note_unseen(self, what: str, why: str) -> None:
         """Tell the run what can't be measured."""

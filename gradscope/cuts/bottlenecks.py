@@ -106,7 +106,8 @@ def softmax_cuts(
         if 0 < cut.width < NARROW * min(cut.source_width, cut.sink_width):
             separate = _separate(tensors, source[1], sink[1], outputs)
             cut = replace(cut, separate=separate)
-        found.append(cut)
+        values = [_per_sample(tensors, sites[k].values, batch_size) for k in (i, j)]
+        found.append(replace(cut, attended=min(filter(None, values), default=None)))
     return found
 
 
@@ -185,21 +186,21 @@ def cut_between(
         ]
     chosen = minimum_vertex_cut(tensors.parents, sizes, source[1], sink[1], labels.preference)
     order = sorted(chosen, key=tensors.forward_position)
-
-    def per_sample(which: Collection[int]) -> float:
-        numel = sum(tensors.numel[t] for t in set(which))
-        return numel // batch_size if numel % batch_size == 0 else numel / batch_size
-
     return Cut(
         source=source[0],
         sink=sink[0],
         kind=kind,
-        width=per_sample(chosen),
+        width=_per_sample(tensors, chosen, batch_size),
         tensors=tuple(labels[t] for t in order),
         shapes=tuple(labels.shape(t) for t in order),
-        source_width=per_sample(source[1]),
-        sink_width=per_sample(sink[1]),
+        source_width=_per_sample(tensors, source[1], batch_size),
+        sink_width=_per_sample(tensors, sink[1], batch_size),
     )
+
+
+def _per_sample(tensors: TensorGraph, which: Collection[int], batch_size: int) -> float:
+    numel = sum(tensors.numel[t] for t in set(which))
+    return numel // batch_size if numel % batch_size == 0 else numel / batch_size
 
 
 class _Places:

@@ -27,6 +27,9 @@ class Cut:
         shapes: their shapes, batch included.
         source_width: numbers per sample in the source itself.
         sink_width: numbers per sample in the sink itself.
+        attended: of a cut between softmaxes, how many numbers per sample the one of them attends
+            over that attends over fewer: its values, v in p·v. None where they were not found,
+            and between modules.
         separate: a part of the output depends on the source and not, also, on the sink. So it is
             where every step of a decoder gives an answer; in a stack, all goes on through the
             last layer. Looked at where a cut between softmaxes is narrow, else False.
@@ -41,6 +44,7 @@ class Cut:
     source_width: float
     sink_width: float
     separate: bool = False
+    attended: float | None = None
 
     @property
     def ratio(self) -> float:

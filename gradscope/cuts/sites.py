@@ -17,6 +17,7 @@ _PRODUCT = re.compile(r"(mm|mv|dot|(?<!cum)sum|mean|(mkldnn)?linear)$|convolutio
 _ON_LOGITS = VIEWS | {"add", "sub", "rsub", "addcmul", "mul", "div", "where", "copyslices", "cat"}
 # Between the latent and that product.
 _SCALING = frozenset({"mul", "div", "neg"})
+_TOGETHER = frozenset({"stack", "cat"})
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class SoftmaxSite:
         probabilities: the tensor p.
         latents: the tensors that the logits were computed from, in which the reasoning about
             positions is: s in w·s, query and key in q·k.
+        values: the tensors that it attends over: v in p·v. Empty where none was found.
     """
 
     node: int
     probabilities: int
     latents: tuple[int, ...]
+    values: tuple[int, ...] = ()
 
 
 def softmax_sites(tensors: TensorGraph) -> list[SoftmaxSite]:
@@ -47,7 +50,8 @@ def softmax_sites(tensors: TensorGraph) -> list[SoftmaxSite]:
         name = tensors.graph.nodes[node].name()
         softmax = name in SOFTMAX or (name in FUSED_ATTENTION and output == PROBABILITIES)
         if softmax and children[tensor]:
-            found.append(SoftmaxSite(node, tensor, _latents(tensors, tensor)))
+            latents, values = _latents(tensors, tensor), _values(tensors, tensor, children)
+            found.append(SoftmaxSite(node, tensor, latents, values))
     return found
 
 
@@ -96,6 +100,25 @@ def _latents(tensors: TensorGraph, probabilities: int) -> tuple[int, ...]:
         else:
             found.extend(parents)
     return _unscaled(tensors, found)
+
+
+def _values(tensors: TensorGraph, probabilities: int, children: list[list[int]]) -> tuple[int, ...]:
+    """On from the softmax, past masks and dropout, to what its probabilities are multiplied with:
+    a product sums over positions, so that its size is another, or it ends in one that does."""
+    found: list[int] = []
+    waiting, seen = [probabilities], {probabilities}
+    while waiting:
+        tensor = waiting.pop()
+        for child in children[tensor]:
+            operation = tensors.operation(child)
+            others = [p for p in tensors.parents[child] if p != tensor]
+            product = bool(_PRODUCT.search(operation))
+            if product or tensors.numel[child] != tensors.numel[tensor]:
+                found += [] if operation in _TOGETHER else others
+            elif child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return tuple(dict.fromkeys(found))
 
 
 def _unscaled(tensors: TensorGraph, latents: Iterable[int]) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 Definition. The minimum vertex cut between the latents of two consecutive softmaxes (what their
 logits are computed from; its heat map is a part of it) is narrow where its width is at most
-`NARROW` of the smaller of the two: both sides are wide, what links them is not. Likewise from
-input to output. One finding for all layers of a role. Where they were recorded, two measurements
+`NARROW` of the smaller of the two, and of the values that either attends over: both sides are
+wide, what links them is not. Likewise from input to output. One finding for all layers of a role. Where they were recorded, two measurements
 stand beside the structure: the effective rank of what the source's layer returns, late in the
 run, and the weakest of the linear probes.
 
@@ -17,7 +17,8 @@ second: each step of a decoder gives an answer, and asks anew. Info from input t
 autoencoder's code is narrow on purpose.
 
 Silent where the narrowest place is about as wide as source or sink: an output of ten classes is
-no bottleneck, nor are a few latent queries that read a large input. Silent too about a width of 0
+no bottleneck, nor are a few latent queries that read a large input. Where it holds as many
+numbers as are attended over: the latents of all pairs of n positions are n times as wide. Silent too about a width of 0
 (no path at all), and where no softmax follows another.
 """
 
@@ -48,12 +49,13 @@ class Narrow:
     width: float
     source_width: float
     sink_width: float
+    attended: float
     tensors: tuple[str, ...]
     separate: bool
 
     @property
     def ratio(self) -> float:
-        return self.width / min(self.source_width, self.sink_width)
+        return self.width / min(self.source_width, self.sink_width, self.attended)
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,12 @@ def _cuts(signals: Signals) -> list[Narrow]:
             cut = cuts.get(name, {})
             through = tuple(map(str, cut.get("tensors") or ()))
             separate = bool(cut.get("separate"))
+            values = _last(signals, name, "attended")
+            attended = values if np.isfinite(values) and values > 0 else float("inf")
             found.append(
-                Narrow(name, source, sink, softmax, width, before, behind, through, separate)
+                Narrow(
+                    name, source, sink, softmax, width, before, behind, attended, through, separate
+                )
             )
     return found
 
@@ -113,6 +119,8 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
     where = f"{named(first.source)} and {named(first.sink)}"
     others = f", and likewise in {len(group) - 1} more places" if len(group) > 1 else ""
     through = f" ({' + '.join(first.tensors[:3])})" if first.tensors else ""
+    attends = first.attended < min(first.source_width, first.sink_width)
+    least_held = "is attended over" if attends else "the smaller of the two holds"
     what = "the latents of " if first.between_softmaxes else ""
     return Finding(
         rule="information-bottleneck",
@@ -125,6 +133,7 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
             "width": first.width,
             "source_width": first.source_width,
             "sink_width": first.sink_width,
+            "attended": first.attended if np.isfinite(first.attended) else None,
             "ratio": first.ratio,
             "cut": list(first.tensors[:8]),
             "places": len(group),
@@ -138,7 +147,7 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
         },
         message=(
             f"Between {what}{where} only {first.width:g} numbers per sample pass{through}, "
-            f"{first.ratio:.2g} of what the smaller of the two holds{others}."
+            f"{first.ratio:.2g} of what {least_held}{others}."
         ),
         remedy=(
             "Nothing, if every step is to ask anew, as a decoder's are."

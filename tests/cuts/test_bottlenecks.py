@@ -366,7 +366,8 @@ def test_a_softmax_site_by_name():
     v, h = torch.randn(B, 20, 6), torch.randn(B, 6)
     found = cut(model, v, h, source="layers.0:softmax", sink="layers.1:softmax")
     between = bottlenecks(model, lambda: model(v, h))[1]
-    assert dataclasses.replace(found, source="layers.0", sink="layers.1", kind="softmax") == between
+    named = {"source": "layers.0", "sink": "layers.1", "kind": "softmax", "attended": 20 * 6}
+    assert dataclasses.replace(found, **named) == between
     # the module of that path is its output instead: the content vector and the latent
     assert cut(model, v, h, source="layers.0[0]").source_width == 6
 
@@ -510,6 +511,7 @@ def test_a_cut_as_primitives():
         "source_width": 8,
         "sink_width": 10,
         "separate": False,
+        "attended": None,
         "ratio": 0.5,
     }
 

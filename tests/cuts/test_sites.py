@@ -65,6 +65,7 @@ def test_the_latent_is_found_however_the_logits_are_made(logits, latents):
     for cut in run_stack(20, 6, 9, logits=logits, latents=latents):
         assert cut.source_width == 20 * 9
         assert cut.width == (20 * 9 if latents else 6)
+        assert cut.attended == 20 * 6
 
 
 def encoder(layers, D, heads, **options):
@@ -87,6 +88,7 @@ def test_transformer_encoder(N, D, heads, width, batch_first):
     for cut in cuts:
         assert cut.width == width
         assert cut.source_width == cut.sink_width == 2 * N * D  # queries and keys
+        assert cut.attended == N * D
 
 
 @pytest.mark.parametrize("N", [3, 10])
@@ -95,7 +97,8 @@ def test_fused_attention_is_cut_like_written_out_attention(N):
     x = torch.randn(B, N, 16)
 
     def cuts():
-        return [(c.source, c.sink, c.width, c.source_width) for c in softmaxes(model, x)]
+        found = softmaxes(model, x)
+        return [(c.source, c.sink, c.width, c.source_width, c.attended) for c in found]
 
     fused = cuts()
     assert "ScaledDotProduct" in _nodes(model(x))
@@ -297,4 +300,5 @@ def test_a_latent_under_a_gate_for_all_positions(handed):
 
     (between,) = softmaxes(Two(), torch.randn(B, 20, 6), torch.randn(B, 6))
     assert between.source_width == 20 * 9 + 9
+    assert between.attended == 20 * 6
     assert between.width == (20 * 9 + 6 if handed else 6)  # and the content

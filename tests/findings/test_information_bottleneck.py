@@ -38,6 +38,14 @@ def test_few_latent_queries_are_no_bottleneck():
     assert one("encode", "process.0", 64 * 32, 2 * 4096 * 32, 2 * 64 * 32) == []
 
 
+def test_latents_of_all_pairs_are_no_measure_of_what_has_to_pass():
+    """Graph attention on n nodes has n² latents, and hands on all n values."""
+    assert one("0", "1", 20 * 9, 20 * 20 * 9, 20 * 20 * 9, attended=20 * 9) == []
+    (finding,) = one("0", "1", 9, 20 * 20 * 9, 20 * 20 * 9, attended=20 * 9)
+    assert finding.evidence["ratio"] == 0.05
+    assert "0.05 of what is attended over" in finding.message
+
+
 def test_an_output_is_as_small_as_it_is():
     assert one("(input)", "(output)", 10, 3072, 10, kind="module") == []
 

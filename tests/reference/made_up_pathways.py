@@ -47,7 +47,18 @@ def pathway(site, name, through, rest, steps=tuple(range(0, 200, 20))):
     return rows
 
 
-def cut(source, sink, width, source_width, sink_width, *, kind="softmax", tensors=(), step=0):
+def cut(
+    source,
+    sink,
+    width,
+    source_width,
+    sink_width,
+    *,
+    kind="softmax",
+    tensors=(),
+    step=0,
+    attended=None,
+):
     """Rows, site and the entry of `meta["cuts"]` of one cut."""
     name = f"{source} → {sink}"
     sizes = {
@@ -55,6 +66,7 @@ def cut(source, sink, width, source_width, sink_width, *, kind="softmax", tensor
         "source_width": source_width,
         "sink_width": sink_width,
         "ratio": width / source_width,
+        **({} if attended is None else {"attended": attended}),
     }
     rows = [(step, name, "cut", "", metric, float(v)) for metric, v in sizes.items()]
     entry = {
