@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from analyses.faults.case import Fault, Variant
 from analyses.faults.independent.kit_third_parts import (
@@ -22,6 +24,7 @@ from analyses.faults.independent.kit_third_parts import (
     starved,
     training,
 )
+from analyses.faults.symptoms import left_out, some_without_gradient
 from analyses.faults.training import Batch, Training
 
 SPLITS = ("test",)
@@ -480,4 +483,529 @@ CANCELLING = Fault(
     ],
 )
 
-FAULTS = [STARVED, CANCELLING]
+
+# Trainable parameters that run and get no gradient.
+
+
+class Frames(nn.Module):
+    """Convolutional features of an image, read row by row by a recurrent network."""
+
+    def __init__(self, *, evaluating: bool) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()
+        )
+        self.read = nn.LSTMCell(16 * 8, 32)
+        self.head = nn.Linear(32, 10)
+        self.evaluating = evaluating
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.evaluating and torch.is_grad_enabled()):
+            features = self.backbone(x)
+        rows = features.permute(0, 2, 1, 3).flatten(2)
+        h = c = x.new_zeros(len(x), 32)
+        for row in rows.unbind(1):
+            h, c = self.read(row, (h, c))
+        out: Tensor = self.head(h)
+        return out
+
+
+def evaluated_backbone(evaluating: bool = False) -> Training:
+    """The backbone is still called as for evaluation."""
+    torch.manual_seed(31)
+    return training(
+        Frames(evaluating=evaluating), digits(48), cross_entropy, "adam", 2e-3, steps=120
+    )
+
+
+class Switch(nn.Module):
+    """Every token goes to the expert that the router likes best."""
+
+    def __init__(self, width: int, experts: int, *, weighted: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.router = nn.Linear(width, experts)
+        self.experts = nn.ModuleList(mlp(width, 48, width) for _ in range(experts))
+        self.weighted = weighted
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        shares = self.router(n).softmax(-1)
+        best, chosen = shares.max(-1)
+        mixed = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            there = chosen == i
+            if bool(there.any()):
+                mixed[there] = expert(n[there])
+        return x + (best[..., None] * mixed if self.weighted else mixed)
+
+
+class SwitchModel(nn.Module):
+    """A language model whose feed-forward layer is such a one."""
+
+    def __init__(self, *, weighted: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 32)
+        self.before = nn.GRU(32, 32, batch_first=True)
+        self.switch = Switch(32, 4, weighted=weighted)
+        self.out = nn.Linear(32, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.switch(self.before(self.embed(x))[0]))
+        return out
+
+
+def hard_router(weighted: bool = True) -> Training:
+    """The chosen expert's output isn't weighted by its probability."""
+    torch.manual_seed(32)
+    return training(
+        SwitchModel(weighted=weighted), grammar(), cross_entropy, "adam", 3e-3, steps=150
+    )
+
+
+class Codebook(nn.Module):
+    """An autoencoder whose code is the nearest entry of a codebook."""
+
+    def __init__(self, *, straight: bool) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(16, 8, 1)
+        )
+        self.codes = nn.Embedding(32, 8)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(8, 16, 3, padding=1), nn.GELU(), nn.ConvTranspose2d(16, 1, 4, 2, 1)
+        )
+        self.straight = straight
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.encoder(x).permute(0, 2, 3, 1)
+        nearest = torch.cdist(z.detach().flatten(0, 2), self.codes.weight.detach()).argmin(-1)
+        q = self.codes(nearest).view_as(z)
+        if not self.straight:
+            return self.decoder(q.permute(0, 3, 1, 2)), x.new_zeros(())
+        extra = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+        return self.decoder((z + (q - z).detach()).permute(0, 3, 1, 2)), extra
+
+
+def quantised(straight: bool = True) -> Training:
+    """A quantised autoencoder without the straight-through copy of the gradient."""
+    torch.manual_seed(33)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        drawn, extra = model(x)
+        return F.mse_loss(drawn, x) + extra
+
+    return training(Codebook(straight=straight), digits(48), loss, "adam", 2e-3, steps=150)
+
+
+class Towers(nn.Module):
+    """Two towers whose outputs of the same index should be alike."""
+
+    def __init__(self, *, cached: bool) -> None:
+        super().__init__()
+        self.queries = mlp(32, 64, 24)
+        self.items = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 24))
+        self.cached = cached
+
+    def forward(self, upper: Tensor, lower: Tensor) -> Tensor:
+        q = F.normalize(self.queries(upper), dim=-1)
+        k = F.normalize(self.items(lower), dim=-1)
+        if self.cached:
+            k = torch.from_numpy(k.detach().numpy().copy())  # as the index gives them back
+        return q @ k.T / 0.1
+
+
+def cached_items(cached: bool = False) -> Training:
+    """Items are looked up in the index instead of being embedded for training."""
+    torch.manual_seed(34)
+
+    def batch(step: int) -> Batch:
+        x = digits(48, flat=True, salt=34)(step)[0]
+        return x[:, :32], x[:, 32:]
+
+    def loss(model: nn.Module, upper: Tensor, lower: Tensor) -> Tensor:
+        logits = model(upper, lower)
+        return F.cross_entropy(logits, torch.arange(len(logits)))
+
+    return training(Towers(cached=cached), batch, loss, "adamw", 2e-3, steps=150)
+
+
+class Checkpointed(nn.Module):
+    """A mixer of patches whose first part is computed again in the backward pass."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.patches = nn.Sequential(nn.Conv2d(1, 32, 2, stride=2), nn.Flatten(2))
+        self.across = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU())
+        self.back = nn.Linear(32, 16)
+        self.within = mlp(32, 64, 32)
+        self.head = nn.Linear(32, 10)
+        self.reentrant = reentrant
+
+    def stem(self, x: Tensor) -> Tensor:
+        """The part that is computed again."""
+        patches = self.patches(x)
+        out: Tensor = patches + self.back(self.across(patches))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(self.stem, x, use_reentrant=self.reentrant).transpose(1, 2)
+        out: Tensor = self.head((h + self.within(h)).mean(1))
+        return out
+
+
+def recomputed(reentrant: bool = False) -> Training:
+    """Checkpointing of the old kind, whose inputs don't require a gradient."""
+    torch.manual_seed(35)
+    return training(
+        Checkpointed(reentrant=reentrant), digits(48), cross_entropy, "adam", 3e-3, steps=150
+    )
+
+
+class Helper(nn.Module):
+    """A regression network with a second head that tells the sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(mlp(10, 64, 64), nn.SiLU())
+        self.value = nn.Linear(64, 1)
+        self.sign = nn.Sequential(nn.Linear(64, 32), nn.SiLU(), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.trunk(x)
+        return self.value(h), self.sign(h)
+
+
+def logged_loss(as_number: bool = False) -> Training:
+    """The second task's loss is added as the number that is logged."""
+    torch.manual_seed(36)
+
+    def batch(step: int) -> Batch:
+        x = torch.randn(64, 10, generator=rng(step, 36))
+        return x, (x[:, :1] * x[:, 1:2] + x[:, 2:3].sin() + 0.3 * x[:, 3:4])
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        value, sign = model(x)
+        helps = F.binary_cross_entropy_with_logits(sign, (y > 0).float())
+        return F.mse_loss(value, y) + 0.5 * (helps.item() if as_number else helps)
+
+    return training(Helper(), batch, loss, "adagrad", 0.03, steps=200)
+
+
+class TwoStages(nn.Module):
+    """A first stage writes a string of tokens, which a second one reads."""
+
+    def __init__(self, *, hard: bool) -> None:
+        super().__init__()
+        self.write = nn.Sequential(nn.Linear(8, 48), nn.Tanh(), nn.Linear(48, 16))
+        self.words = nn.Embedding(16, 24)
+        self.mix = Causal(24, causal=False)
+        self.head = nn.Linear(24, 10)
+        self.hard = hard
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.write(x[:, 0])  # row by row
+        if self.hard:
+            read = self.words(logits.argmax(-1))
+        else:
+            read = logits.softmax(-1) @ self.words.weight
+        place = torch.eye(8, 24)
+        h = read + place
+        out: Tensor = self.head((h + self.mix(h)).mean(1))
+        return out
+
+
+def picked_tokens(hard: bool = False) -> Training:
+    """Only the likeliest token goes on to the second stage."""
+    torch.manual_seed(37)
+    return training(TwoStages(hard=hard), digits(48), cross_entropy, "adam", 5e-3, steps=200)
+
+
+DETACHED = Fault(
+    "ind3-parts-detached",
+    must=[["detached"]],
+    may=["no-update"],  # they don't move
+    symptom=some_without_gradient(),
+    variants=[
+        Variant(
+            "evaluated-backbone",
+            healthy=evaluated_backbone,
+            broken=partial(evaluated_backbone, evaluating=True),
+        ),
+        Variant(
+            "hard-router",
+            healthy=hard_router,
+            broken=partial(hard_router, weighted=False),
+            may=["no-update", "starved-pathway"],  # router and experts read the same tensor
+        ),
+        Variant("quantised", healthy=quantised, broken=partial(quantised, straight=False)),
+        Variant("cached-items", healthy=cached_items, broken=partial(cached_items, cached=True)),
+        Variant("recomputed", healthy=recomputed, broken=partial(recomputed, reentrant=True)),
+        Variant(
+            "logged-loss",
+            healthy=logged_loss,
+            broken=partial(logged_loss, as_number=True),
+            may=["no-update", "starved-pathway"],  # both heads read the same tensor
+        ),
+        Variant("picked-tokens", healthy=picked_tokens, broken=partial(picked_tokens, hard=True)),
+    ],
+)
+
+
+# Trainable parameters that no optimizer holds.
+
+
+class Listed(nn.Module):
+    """A residual network; its blocks may be in a list of Python's."""
+
+    def __init__(self, *, plain: bool) -> None:
+        super().__init__()
+        self.start = nn.Linear(64, 40)
+        blocks = [nn.Sequential(nn.LayerNorm(40), mlp(40, 60, 40)) for _ in range(3)]
+        self.blocks = blocks if plain else nn.ModuleList(blocks)
+        self.head = nn.Linear(40, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        for block in self.blocks:
+            x = x + block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def plain_list(plain: bool = False) -> Training:
+    """Blocks are kept in a list that the module doesn't know of."""
+    torch.manual_seed(41)
+    return training(
+        Listed(plain=plain), digits(64, flat=True), cross_entropy, "adam", 1e-3, steps=150
+    )
+
+
+def new_head(late: bool = False) -> Training:
+    """A head for other classes is put in after the optimizer was made."""
+    torch.manual_seed(42)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(12, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 4),
+    )
+    if not late:
+        model[7] = nn.Linear(256, 10)
+    run = training(model, digits(48), cross_entropy, "momentum", 0.02, steps=120)
+    if late:
+        model[7] = nn.Linear(256, 10)
+    return run
+
+
+class Encoder(nn.Module):
+    """A small language model of library layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 32)
+        self.place = nn.Parameter(0.02 * torch.randn(24, 32))
+        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(32, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        out: Tensor = self.out(self.layers(self.embed(x) + self.place, mask=mask))
+        return out
+
+
+def decay_groups(by_name: bool = False) -> Training:
+    """Parameters are sorted by name into those with decay and those without; some are neither."""
+    torch.manual_seed(43)
+    model = Encoder()
+    run = training(model, grammar(), cross_entropy, "adamw", 2e-3, steps=130)
+    if by_name:
+        named = list(model.named_parameters())
+        decayed = [p for n, p in named if "linear" in n and n.endswith("weight")]
+        others = [p for n, p in named if "norm" in n or n.endswith("bias") or n == "embed.weight"]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        run.optimizer = torch.optim.AdamW(groups, lr=2e-3)
+    return run
+
+
+class Growing(nn.Module):
+    """An autoencoder to which a finer stage is added while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 12, 3, 2, 1), nn.SiLU(), nn.Conv2d(12, 6, 3, 2, 1)
+        )
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(6, 12, 4, 2, 1), nn.SiLU())
+        self.coarse = nn.Conv2d(12, 1, 1)
+        self.fine = nn.Sequential(nn.ConvTranspose2d(12, 12, 4, 2, 1), nn.SiLU())
+        self.finish = nn.Conv2d(12, 1, 1)
+        self.grown = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.decoder(self.encoder(x))
+        out = F.interpolate(self.coarse(h), scale_factor=2)
+        return out + self.finish(self.fine(h)) if self.grown else out
+
+
+def growing(added: bool = True) -> Training:
+    """The finer stage's parameters aren't given to the optimizer when it comes in."""
+    torch.manual_seed(44)
+    model = Growing()
+    first = [*model.encoder.parameters(), *model.decoder.parameters(), *model.coarse.parameters()]
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(model(x), x)
+
+    def step(run: Training, at: int) -> dict[str, Tensor]:
+        if at == 40:
+            model.grown = True
+            if added:
+                finer = [*model.fine.parameters(), *model.finish.parameters()]
+                run.optimizer.add_param_group({"params": finer})
+        found = run.loss_at(at)
+        found.backward()
+        run.optimizer.step()
+        run.model.zero_grad()
+        return {"loss": found.detach()}
+
+    run = training(model, digits(48), loss, "adam", 2e-3, held=first, steps=150)
+    run.step = step
+    return run
+
+
+class Margin(nn.Module):
+    """The logits of a metric loss, which has a vector of its own for each class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = nn.Parameter(torch.randn(10, 12))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        cosines = F.normalize(z, dim=-1) @ F.normalize(self.classes, dim=-1).T
+        return 12 * (cosines - 0.2 * F.one_hot(y, 10))
+
+
+class Metric(nn.Module):
+    """An embedding and the loss that it is trained with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(
+            nn.Unflatten(1, (1, 64)),
+            nn.Conv1d(1, 8, 8, 4),
+            nn.ELU(),
+            nn.Flatten(),
+            nn.Linear(120, 12),
+        )
+        self.criterion = Margin()
+
+
+def margin(forgotten: bool = False) -> Training:
+    """Of a metric loss's own parameters nobody has told the optimizer."""
+    torch.manual_seed(45)
+    model = Metric()
+
+    def loss(model: Metric, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model.criterion(model.embed(x), y), y)
+
+    held = model.embed.parameters() if forgotten else model.parameters()
+    return training(model, digits(64, flat=True), loss, "rmsprop", 1e-3, held=list(held), steps=150)
+
+
+def unfrozen(told: bool = True) -> Training:
+    """The lower layers are unfrozen after a while; the optimizer was made before."""
+    torch.manual_seed(46)
+    lower = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
+    upper = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10))
+    model = nn.Sequential(lower, upper)
+    lower.requires_grad_(False)
+
+    def step(run: Training, at: int) -> dict[str, Tensor]:
+        if at == 30:
+            lower.requires_grad_(True)
+            if told:
+                run.optimizer.add_param_group({"params": list(lower.parameters())})
+        found = run.loss_at(at)
+        found.backward()
+        run.optimizer.step()
+        run.model.zero_grad()
+        return {"loss": found.detach()}
+
+    held = [p for p in model.parameters() if p.requires_grad]
+    run = training(
+        model, digits(64, flat=True), cross_entropy, "momentum", 0.03, held=held, steps=150
+    )
+    run.step = step
+    return run
+
+
+class Sets(nn.Module):
+    """A network of sets: what is seen of each point, and what is told of them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point = nn.Sequential(nn.Linear(3, 48), nn.SiLU(), nn.Linear(48, 48))
+        self.told = nn.Sequential(nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.told(self.point(x).mean(1))
+        return out
+
+
+def two_optimizers(wrong: bool = False) -> Training:
+    """Two parts have an optimizer each; the second is made for the first part again."""
+    torch.manual_seed(47)
+    model = Sets()
+    first, second = list(model.point.parameters()), list(model.told.parameters())
+
+    def batch(step: int) -> Batch:
+        g = rng(step, 47)
+        spread = 0.3 + 1.5 * torch.rand(32, 1, 3, generator=g)
+        x = spread * torch.randn(32, 6, 3, generator=g)
+        return x, x.square().mean(1)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(model(x), y)
+
+    def step(run: Training, at: int) -> dict[str, Tensor]:
+        found = run.loss_at(at)
+        found.backward()
+        run.optimizer.step()
+        run.others[0].step()
+        run.model.zero_grad()
+        return {"loss": found.detach()}
+
+    run = training(model, batch, loss, "adam", 4e-3, held=first, steps=200)
+    run.others = [torch.optim.Adam(first if wrong else second, lr=4e-3)]
+    run.step = step
+    return run
+
+
+LEFT_OUT = Fault(
+    "ind3-parts-left-out",
+    must=[["not-in-optimizer"]],
+    may=["no-update"],  # they have a gradient and don't move
+    symptom=left_out(),
+    variants=[
+        Variant("plain-list", healthy=plain_list, broken=partial(plain_list, plain=True)),
+        Variant("new-head", healthy=new_head, broken=partial(new_head, late=True)),
+        Variant("decay-groups", healthy=decay_groups, broken=partial(decay_groups, by_name=True)),
+        Variant("growing", healthy=growing, broken=partial(growing, added=False)),
+        Variant("margin", healthy=margin, broken=partial(margin, forgotten=True)),
+        Variant("unfrozen", healthy=unfrozen, broken=partial(unfrozen, told=False)),
+        Variant(
+            "two-optimizers", healthy=two_optimizers, broken=partial(two_optimizers, wrong=True)
+        ),
+    ],
+)
+
+FAULTS = [STARVED, CANCELLING, DETACHED, LEFT_OUT]
