@@ -10,6 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from analyses.faults.case import Symptom
 from analyses.faults.observe import Observed
@@ -198,5 +199,44 @@ def stays_peaked(entropy: float, margin: float = 0.1) -> Symptom:
         worse = run.loss_last - twin.loss_last > margin * twin.loss_first
         evidence = {"entropy": found, "loss": run.loss_last, "twin_loss": twin.loss_last}
         return {"is": found <= entropy and worse, **evidence}
+
+    return symptom
+
+
+class _Softmaxes(TorchFunctionMode):
+    """Keeps what goes into softmaxes and what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "softmax":
+            self.kept.append((args[0], out))
+        return out
+
+
+def narrow_between(make: Callable[[], Training], attended: int) -> Symptom:
+    """The second attention's logits depend on the first's weights by a Jacobian of low rank.
+
+    Less than an eighth of the numbers that a layer attends to, in one sample.
+    """
+
+    def symptom(run: Observed, twin: Observed | None) -> dict[str, Any]:
+        training = make()
+        with _Softmaxes() as seen:
+            training.model(*(t[:1] for t in training.batch(0)[:-1]))
+        (_, first), (second, _) = seen.kept[:2]
+        rows = [
+            torch.autograd.grad(one, first, retain_graph=True)[0].flatten()
+            for one in second.flatten()
+        ]
+        sizes = torch.linalg.svdvals(torch.stack(rows).double())
+        rank = int((sizes > 1e-5 * sizes[0]).sum())
+        evidence: dict[str, Any] = {"rank": rank, "of": attended, "loss": run.loss_last}
+        if twin is not None:
+            evidence["twin_loss"] = twin.loss_last
+        return {"is": rank * 8 < attended, **evidence}
 
     return symptom

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,14 @@ from analyses.faults.independent.kit_third_attention import (
     adjacency,
     communities,
     fit,
+    narrow_between,
     needles,
     pairs,
+    patches,
     periodic,
     reversal,
     squared,
+    stays_flat,
     stays_peaked,
 )
 from analyses.faults.symptoms import peaked
@@ -174,7 +178,7 @@ class Kernel(nn.Module):
         return self.gain(torch.softmax(-far / self.width, dim=2) @ seen)
 
 
-def kernel(width: float = 0.5) -> Training:
+def kernel(width: float = 0.5, descent: bool = False) -> Training:
     """One of four coordinates matters; values are noisy, so that several have to be averaged."""
     torch.manual_seed(4)
 
@@ -185,6 +189,9 @@ def kernel(width: float = 0.5) -> Training:
         seen = clean[:, :32] + 0.5 * torch.randn(24, 32, 1, generator=g)
         return points[:, :32], seen, points[:, 32:], clean[:, 32:]
 
+    if descent:
+        kind, lr = partial(torch.optim.SGD, momentum=0.9), 3e-2
+        return fit(Kernel(4, width), batch, lr=lr, steps=200, loss=squared, kind=kind)
     return fit(Kernel(4, width), batch, lr=1e-2, steps=200, loss=squared)
 
 
@@ -293,7 +300,12 @@ PEAKED = Fault(
             broken=partial(kernel, 1e-6),
             may=["vanishing-gradient", "no-update"],  # the embedding, which only the kernel reads
         ),
-        Variant("scaled-rows", library_pairs, broken=partial(library_pairs, 60.0)),
+        Variant(
+            "scaled-rows",
+            library_pairs,
+            broken=partial(library_pairs, 60.0),
+            may=["starved-pathway"],  # queries and keys, beside values
+        ),
         Variant("bilinear-gain", spelled, broken=partial(spelled, 3000.0)),
         Variant(
             "cooled-too-fast",
@@ -305,4 +317,415 @@ PEAKED = Fault(
     ],
 )
 
-FAULTS = [PEAKED]
+# Uniform to the end.
+
+
+class Pooled(nn.Module):
+    """Learned scores of several heads pool many cells."""
+
+    def __init__(self, given: int, classes: int, times: int) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(given, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.value = nn.Linear(given, 48)
+        self.head = nn.Linear(48, classes)
+        self.times = times
+
+    def forward(self, cells: Tensor) -> Tensor:
+        value = self.value(cells).unflatten(-1, (4, 12))
+        p = self.score(cells).transpose(1, 2)
+        for _ in range(self.times):
+            p = torch.softmax(p, dim=-1)
+        seen = torch.einsum("bhn,bnhd->bhd", p, value)
+        return self.head(seen.flatten(1))
+
+
+def pooled(times: int = 1) -> Training:
+    """The class of the marked one of eighty cells; the softmax is applied once, or twice."""
+    torch.manual_seed(10)
+    return fit(Pooled(6, 5, times), needles(80, 5, 48), lr=5e-3, steps=200)
+
+
+class CellEncoder(nn.Module):
+    """Blocks over cells and a token of its own, at which the answer is read."""
+
+    def __init__(self, given: int, classes: int, layers: list[nn.Module], wide: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(given, wide)
+        self.token = nn.Parameter(0.1 * torch.randn(1, 1, wide))
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, classes))
+
+    def forward(self, cells: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(cells), -1, -1), self.embed(cells)], 1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x[:, 0])
+
+
+def encoded(scale: float = 16**-0.5) -> Training:
+    """The class of the marked one of sixty cells, by blocks with logits of some scale."""
+    torch.manual_seed(11)
+    layers: list[nn.Module] = [PairBlock(32, 2, scale) for _ in range(2)]
+    return fit(CellEncoder(6, 5, layers, 32), needles(60, 5, 32), lr=3e-3, steps=150)
+
+
+class Crowd(nn.Module):
+    """A learned query compared by cosine with what an MLP makes of many cells."""
+
+    def __init__(self, given: int, classes: int, sharpness: float) -> None:
+        super().__init__()
+        self.key = nn.Sequential(nn.Linear(given, 24), nn.Tanh(), nn.Linear(24, 24))
+        self.query = nn.Parameter(torch.randn(24))
+        self.value = nn.Linear(given, 16)
+        self.head = nn.Linear(16, classes)
+        self.sharpness = sharpness
+
+    def forward(self, cells: Tensor) -> Tensor:
+        value = self.value(cells)
+        likeness = F.normalize(self.key(cells), dim=-1) @ F.normalize(self.query, dim=0)
+        p = torch.softmax(self.sharpness * likeness, -1)
+        return self.head((p[..., None] * value).sum(1))
+
+
+def crowd(sharpness: float = 15.0) -> Training:
+    """The class of the marked one of sixty cells."""
+    torch.manual_seed(12)
+    return fit(Crowd(6, 5, sharpness), needles(60, 5, 48), lr=5e-3, steps=200)
+
+
+class Listening(nn.Module):
+    """Frames pooled by an additive score of what convolutions make of them."""
+
+    def __init__(self, given: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(given, 32, 3, padding=1), nn.ReLU())
+        self.score = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+        self.value, self.head = nn.Linear(given, 24), nn.Linear(24, classes)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.body(frames.transpose(1, 2)).transpose(1, 2)
+        p = F.softmax(self.score(x).transpose(1, 2), dim=-1)
+        return self.head((p @ self.value(frames))[:, 0])
+
+
+def listening(decay: float = 0.0) -> Training:
+    """The class of the marked one of ninety frames; the score has a weight decay of its own."""
+    torch.manual_seed(13)
+    model = Listening(5, 4)
+    score = list(model.score.parameters())
+    rest = [p for n, p in model.named_parameters() if not n.startswith("score")]
+    training = fit(model, needles(90, 4, 48), steps=200)
+    groups: list[dict[str, Any]] = [{"params": score, "weight_decay": decay}, {"params": rest}]
+    training.optimizer = torch.optim.AdamW(groups, lr=4e-3)
+    return training
+
+
+class Crossing(nn.Module):
+    """Letters and places of a word; a writer without recurrence looks across."""
+
+    def __init__(self, letters: int, length: int, wide: int, started: bool) -> None:
+        super().__init__()
+        self.letter, self.place = nn.Embedding(letters, wide), nn.Embedding(length, wide)
+        self.out_place = nn.Embedding(length, wide)
+        self.q, self.k, self.v = (nn.Linear(wide, wide) for _ in range(3))
+        if not started:
+            for part in (self.q, self.k):
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
+        self.mix = nn.Sequential(nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, letters))
+
+    def forward(self, source: Tensor) -> Tensor:
+        memory = self.letter(source) + self.place.weight
+        q, k, v = self.q(self.out_place.weight), self.k(memory), self.v(memory)
+        p = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+        return self.mix(p @ v + self.out_place.weight)
+
+
+def crossing(started: bool = True) -> Training:
+    """Words of twenty letters written from behind."""
+    torch.manual_seed(14)
+    return fit(Crossing(6, 20, 40, started), reversal(20, 6, 48), lr=5e-3, steps=250)
+
+
+class Heard(nn.Module):
+    """Cells pooled by attention that comes of the states of an LSTM."""
+
+    def __init__(self, given: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.LSTM(given, 24, batch_first=True)
+        self.score, self.value = nn.Linear(24, 1), nn.Linear(given, 24)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        p = torch.softmax(self.score(self.body(cells)[0])[..., 0], -1)
+        return self.head((p[..., None] * self.value(cells)).sum(1)), p
+
+
+def _spread(weight: float, model: nn.Module, cells: Tensor, answer: Tensor) -> Tensor:
+    said, p = model(cells)
+    missing = math.log(p.shape[1]) - torch.special.entr(p).sum(1).mean()
+    return F.cross_entropy(said, answer) + weight * missing
+
+
+def heard(weight: float = 0.0) -> Training:
+    """The class of the marked one of forty; a penalty asks for attention to all."""
+    torch.manual_seed(15)
+    loss = partial(_spread, weight)
+    return fit(Heard(5, 4), needles(40, 4, 48, 0.1), lr=1e-2, steps=200, loss=loss)
+
+
+class Latents(nn.Module):
+    """A few learned latents look at many cells, then at each other."""
+
+    def __init__(self, given: int, classes: int, squashed: bool) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(3, 32))
+        self.ask, self.key = nn.Linear(32, 32), nn.Linear(given, 32)
+        self.value = nn.Linear(given, 32)
+        self.mix = nn.TransformerEncoderLayer(32, 2, 64, 0.0, batch_first=True)
+        self.head = nn.Linear(96, classes)
+        self.squashed = squashed
+
+    def forward(self, cells: Tensor) -> Tensor:
+        logits = self.ask(self.latents) @ self.key(cells).transpose(1, 2) / 32**0.5
+        if self.squashed:
+            logits = torch.sigmoid(logits)
+        return self.head(self.mix(logits.softmax(dim=-1) @ self.value(cells)).flatten(1))
+
+
+def latents(squashed: bool = False) -> Training:
+    """The class of the marked one of seventy cells."""
+    torch.manual_seed(16)
+    return fit(Latents(7, 6, squashed), needles(70, 6, 48), lr=3e-3, steps=150)
+
+
+DIFFUSE = Fault(
+    "ind3-attention-diffuse",
+    must=[["diffuse-softmax"]],
+    symptom=stays_flat(0.98),
+    variants=[
+        Variant(
+            "softmax-twice",
+            pooled,
+            broken=partial(pooled, 2),
+            # The first of the two sharpens all the same, later; the score gets 1/1000.
+            may=["vanishing-gradient", "peaked-softmax"],
+        ),
+        Variant(
+            "overscaled",
+            encoded,
+            broken=partial(encoded, 1e-5),
+            # Queries and keys, beside values; and the cells' embedding, as all are averaged.
+            may=["vanishing-gradient", "starved-pathway"],
+        ),
+        Variant(
+            "cosine-crowd",
+            crowd,
+            broken=partial(crowd, 24**-0.5),
+            may=["vanishing-gradient"],  # the keys
+        ),
+        Variant(
+            "decayed-score",
+            listening,
+            broken=partial(listening, 150.0),
+            may=["vanishing-gradient"],  # what only the score reads
+        ),
+        Variant(
+            "zero-queries-and-keys",
+            crossing,
+            broken=partial(crossing, False),
+            may=["no-update", "starved-pathway", "vanishing-gradient"],  # exactly 0 for both
+        ),
+        Variant(
+            "wide-kernel",
+            partial(kernel, descent=True),
+            broken=partial(kernel, 1e4, descent=True),
+            may=["vanishing-gradient", "no-update"],  # the embedding
+        ),
+        Variant(
+            "asked-for",
+            heard,
+            broken=partial(heard, 30.0),
+            may=["vanishing-gradient"],  # the LSTM
+        ),
+        Variant("squashed-logits", latents, broken=partial(latents, True)),
+    ],
+)
+
+# Little gets from one layer of attention to the next.
+
+
+class Hops(nn.Module):
+    """A memory read several times; what is read is added to the question of the next time."""
+
+    def __init__(self, keys: int, values: int, wide: int, hops: int) -> None:
+        super().__init__()
+        self.asked = nn.Embedding(keys, wide)
+        self.address, self.held = nn.Embedding(keys, wide), nn.Embedding(values, wide)
+        self.between = nn.ModuleList(nn.Linear(wide, wide) for _ in range(hops))
+        self.head = nn.Linear(wide, values)
+
+    def forward(self, listed: Tensor, held: Tensor, asked: Tensor) -> Tensor:
+        state = self.asked(asked)
+        keys, content = self.address(listed), self.held(held)
+        for layer in self.between:
+            p = torch.softmax((keys @ state[..., None])[..., 0] / keys.shape[-1] ** 0.5, -1)
+            state = layer(state) + (p[:, None] @ content)[:, 0]
+        return self.head(state)
+
+
+def hops(count: int = 3) -> Training:
+    """Look-ups among thirty pairs."""
+    torch.manual_seed(20)
+    return fit(Hops(40, 6, 32, count), pairs(30, 40, 6), lr=1e-2, steps=200)
+
+
+class Thought(nn.Module):
+    """Two blocks of attention; between them every letter, or their sum in a few numbers."""
+
+    def __init__(self, letters: int, length: int, wide: int, numbers: int) -> None:
+        super().__init__()
+        self.letter, self.place = nn.Embedding(letters, wide), nn.Embedding(length, wide)
+        self.back = nn.Embedding(length, wide)
+        self.reader, self.writer = PairBlock(wide, 4, 0.3), PairBlock(wide, 4, 0.3)
+        self.few = nn.Linear(wide, numbers) if numbers else None
+        self.many = nn.Linear(numbers or wide, wide)
+        self.head = nn.Linear(wide, letters)
+
+    def forward(self, source: Tensor) -> Tensor:
+        x = self.reader(self.letter(source) + self.place.weight)
+        if self.few is not None:
+            x = self.few(x.mean(1, keepdim=True))
+        return self.head(self.writer(self.many(x) + self.back.weight))
+
+
+def thought(numbers: int = 0) -> Training:
+    """Words of twenty-four letters, written from behind."""
+    torch.manual_seed(21)
+    model = Thought(5, 24, 48, numbers)
+    return fit(model, reversal(24, 5, 32), lr=3e-3, steps=150)
+
+
+class Waisted(nn.Module):
+    """Attention by patch, a waist at every patch, and attention again; no way around."""
+
+    def __init__(self, waist: int) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Linear(4, 64), nn.Parameter(0.3 * torch.randn(16, 64))
+        self.first, self.second = nn.Linear(64, 192), nn.Linear(64, 192)
+        self.waist = nn.Sequential(nn.Linear(64, waist), nn.Linear(waist, 64))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.place
+        x = x + _heads(self.first(x), 4)
+        x = self.waist(x)
+        x = x + _heads(self.second(x), 4)
+        return self.head(x.mean(1))
+
+
+def _heads(projected: Tensor, heads: int) -> Tensor:
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in projected.chunk(3, -1))
+    p = torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, dim=-1)
+    return (p @ v).transpose(1, 2).flatten(2)
+
+
+def waisted(waist: int = 64) -> Training:
+    """Digits in sixteen patches."""
+    torch.manual_seed(22)
+    return fit(Waisted(waist), patches(2), lr=2e-3, steps=200)
+
+
+class Glimpses(nn.Module):
+    """Looks at the pixels of a digit some times; only where to look next is handed on."""
+
+    def __init__(self, looks: int, handed: int) -> None:
+        super().__init__()
+        self.value, self.place = nn.Linear(1, 48), nn.Parameter(torch.randn(64, 48))
+        self.start = nn.Parameter(torch.randn(1, 48))
+        self.key = nn.Linear(48, 48)
+        self.where = nn.ModuleList(nn.Linear(48, handed) for _ in range(looks - 1))
+        self.look = nn.ModuleList(nn.Linear(handed, 48) for _ in range(looks - 1))
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.value(x) + 0.5) * self.place
+        query, keys = self.start.expand(len(x), -1), self.key(x)
+        for where, look in zip(self.where, self.look, strict=True):
+            seen = self._read(query, keys, x)
+            query = look(torch.tanh(where(seen)))
+        return self.head(self._read(query, keys, x))
+
+    def _read(self, query: Tensor, keys: Tensor, x: Tensor) -> Tensor:
+        p = F.softmax(torch.einsum("bd,bnd->bn", query, keys) / 48**0.5, dim=-1)
+        return torch.einsum("bn,bnd->bd", p, x)
+
+
+def glimpses(looks: int = 3, handed: int = 2) -> Training:
+    """Digits, pixel by pixel."""
+    torch.manual_seed(23)
+    return fit(Glimpses(looks, handed), patches(1), lr=5e-3, steps=200)
+
+
+class Summed(nn.Module):
+    """A vision transformer's first block, then cross-attention by its class token alone."""
+
+    def __init__(self, all_of_them: bool) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Linear(4, 48), nn.Parameter(0.3 * torch.randn(16, 48))
+        self.token = nn.Parameter(torch.randn(1, 1, 48))
+        self.first = PairBlock(48, 3, 0.25)
+        self.norm, self.q = nn.LayerNorm(48), nn.Linear(48, 48)
+        self.k, self.v = nn.Linear(48, 48), nn.Linear(48, 48)
+        self.head = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 10))
+        self.all_of_them = all_of_them
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.embed(x) + self.place
+        x = self.first(torch.cat([self.token.expand(len(x), -1, -1), cells], 1))
+        query = self.q(self.norm(x[:, :1]))
+        memory = x[:, 1:] if self.all_of_them else cells
+        p = torch.softmax(query @ self.k(memory).transpose(1, 2) / 48**0.5, -1)
+        return self.head((x[:, :1] + p @ self.v(memory))[:, 0])
+
+
+def summed(all_of_them: bool = True) -> Training:
+    """Digits in sixteen patches."""
+    torch.manual_seed(24)
+    return fit(Summed(all_of_them), patches(2, 48), lr=2e-3, steps=150)
+
+
+NARROW = Fault(
+    "ind3-attention-narrow",
+    must=[["information-bottleneck"]],
+    variants=[
+        # Of thirty cells of 32 numbers, only the sum of what was read gets on.
+        Variant("hops", broken=hops, may=["softmax-borne"], symptom=narrow_between(hops, 30 * 32)),
+        Variant(
+            "thought",
+            thought,
+            broken=partial(thought, 4),
+            symptom=narrow_between(partial(thought, 4), 24 * 48),
+        ),
+        Variant(
+            "waist",
+            waisted,
+            broken=partial(waisted, 1),
+            symptom=narrow_between(partial(waisted, 1), 16 * 64),
+        ),
+        Variant(
+            "glimpses",
+            broken=glimpses,
+            may=["softmax-borne"],
+            symptom=narrow_between(glimpses, 64 * 48),
+        ),
+        Variant(
+            "class-token",
+            summed,
+            broken=partial(summed, False),
+            symptom=narrow_between(partial(summed, False), 16 * 48),
+        ),
+    ],
+)
+
+FAULTS = [PEAKED, DIFFUSE, NARROW]
