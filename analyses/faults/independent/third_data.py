@@ -549,22 +549,20 @@ def flushed(make: Callable[[], Training], share: float = 0.3) -> Symptom:
     return symptom
 
 
-def volts(scale: float | None) -> Training:
-    """Four small voltages from sixteen readings, in half precision."""
+def weighted(scale: float | None) -> Training:
+    """Regression, each row with a weight; the weights of all 50 000 rows sum to one."""
     torch.manual_seed(41)
     x = torch.randn(2000, 16)
-    y = 1e-3 * torch.tanh(x @ torch.randn(16, 4) / 3) + 5e-4 * (x[:, :4] * x[:, 4:8])
+    y = torch.tanh(x @ torch.randn(16, 4) / 3) + 0.5 * x[:, :4] * x[:, 4:8]
+    weight = (0.5 + torch.rand(2000)) / 50_000
     model = plain_mlp(16, 64, 64, 64, 4, act=nn.SiLU)
-    with torch.no_grad():
-        model[-1].weight.mul_(0.01)  # type: ignore[operator,union-attr]
-        model[-1].bias.zero_()  # type: ignore[operator,union-attr]
 
-    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def loss(model: nn.Module, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.float16):
             out = model(x)
-        return F.mse_loss(out.float(), y)
+        return (weight[:, None] * (out.float() - y).square()).mean()
 
-    run = Training(model, feed(256, x, y), loss, torch.optim.SGD(model.parameters(), 50.0), 200)
+    run = Training(model, feed(256, x, y, weight), loss, adam(model, 3e-3), 200)
     if scale:
         run.step = scaled_step(scale)
     return run
@@ -588,7 +586,7 @@ class Outline(nn.Module):
 
 
 def outline(scale: float | None) -> Training:
-    """Which pixels belong to a square? A mean over all pixels, weighed by a hundredth."""
+    """Which pixels belong to a square? A mean over all pixels, weighed by a thousandth."""
     torch.manual_seed(42)
     n, size = 200, 32
     place, edge = torch.randint(4, 22, (n, 2)), torch.randint(4, 9, (n, 1, 1))
@@ -602,7 +600,7 @@ def outline(scale: float | None) -> Training:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.float16):
             out = model(x)
-        return 0.01 * F.binary_cross_entropy_with_logits(out.float(), y)
+        return 1e-3 * F.binary_cross_entropy_with_logits(out.float(), y)
 
     run = Training(model, feed(8, x, y), loss, adam(model, 5e-3), steps=100)
     if scale:
@@ -630,7 +628,7 @@ class Tagger(nn.Module):
 
 
 def tagger(scale: float | None) -> Training:
-    """A word's class depends on it and on its neighbour; the sum is over all tokens there are."""
+    """A word's class depends on it and on its neighbour; divided by all of the corpus's tokens."""
     torch.manual_seed(43)
     words = torch.randint(30, (4000, 12))
     y = (words % 3) * 2 + (words.roll(1, 1) > 14).long()
@@ -640,49 +638,39 @@ def tagger(scale: float | None) -> Training:
         with torch.autocast("cpu", torch.float16):
             out = model(words)
         total = F.cross_entropy(out.float().flatten(0, 1), y.flatten(), reduction="sum")
-        return total / 40_000_000
+        return total / 2_000_000
 
     run = Training(model, feed(32, words, y), loss, adam(model, 3e-3), steps=100)
-    run.optimizer.param_groups[0]["eps"] = 1e-12
     if scale:
         run.step = scaled_step(scale)
     return run
 
 
-class Follower(nn.Module):
-    """A gated recurrent cell by hand, over time."""
+class Walk(nn.Module):
+    """Steps seen one by one, summed, and layers on the sum."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gates, self.new = nn.Linear(3 + 32, 64), nn.Linear(3 + 32, 32)
-        self.head = nn.Linear(32, 2)
+        self.each = plain_mlp(3, 48, 32, act=nn.ELU)
+        self.both = plain_mlp(32, 48, 2, act=nn.ELU)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.new_zeros(len(x), 32)
-        for t in range(x.shape[1]):
-            z, r = torch.sigmoid(self.gates(torch.cat([x[:, t], h], -1))).chunk(2, -1)
-            new = torch.tanh(self.new(torch.cat([x[:, t], r * h], -1)))
-            h = (1 - z) * h + z * new
-        return self.head(h)
+        return self.both(self.each(x).mean(1))
 
 
-def follower(scale: float | None) -> Training:
-    """Where does a walk end? In kilometres, of steps of centimetres."""
+def walk(scale: float | None) -> Training:
+    """Where does a walk end? In millimetres; the error is told in square metres."""
     torch.manual_seed(44)
-    x = torch.randn(1500, 10, 3)
-    y = 1e-4 * torch.stack([x[..., 0].sum(1), (x[..., 1] * x[..., 2].sign()).sum(1)], -1)
-    model = Follower()
-    with torch.no_grad():
-        model.head.weight.mul_(1e-3)
-        model.head.bias.zero_()
+    x = torch.randn(1500, 6, 3)
+    y = torch.stack([x[..., 0].sum(1), (x[..., 1] * x[..., 2].sign()).sum(1)], -1)
+    model = Walk()
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.float16):
             out = model(x)
-        return F.mse_loss(out.float(), y)
+        return 1e-6 * F.mse_loss(out.float(), y)
 
-    run = Training(model, feed(64, x, y), loss, adam(model, 3e-3), steps=120)
-    run.optimizer.param_groups[0]["eps"] = 1e-14
+    run = Training(model, feed(64, x, y), loss, adam(model, 5e-3), steps=150)
     if scale:
         run.step = scaled_step(scale)
     return run
@@ -700,12 +688,16 @@ def halves(make: Callable[..., Training], scale: float) -> dict[str, Any]:
 SMALL = Fault(
     "ind3-too-small",
     must=[["underflow"]],
-    variants=[
-        Variant("volts", **halves(volts, 65536.0)),
-        Variant("outline", **halves(outline, 65536.0)),
-        Variant("all-tokens", **halves(tagger, 2.0**24)),
-        Variant("kilometres", **halves(follower, 2.0**22)),
+    variants=[  # what is flushed to 0 on the way down has vanished for what comes below
+        Variant("weights-of-rows", **halves(weighted, 2.0**20), may=("vanishing-gradient",)),
+        Variant("outline", **halves(outline, 65536.0), may=("vanishing-gradient",)),
+        Variant(
+            "all-tokens",
+            **halves(tagger, 2.0**24),
+            may=("diffuse-softmax",),  # the second layer's attention stays uniform for want of it
+        ),
+        Variant("square-metres", **halves(walk, 2.0**22), may=("vanishing-gradient", "no-update")),
     ],
 )
 
-FAULTS = [RAW, INFINITE]
+FAULTS = [RAW, INFINITE, SMALL]
