@@ -25,7 +25,7 @@ from analyses.faults.independent.kit_third_attention import (
     stays_flat,
     stays_peaked,
 )
-from analyses.faults.symptoms import peaked
+from analyses.faults.symptoms import decays, peaked
 from analyses.faults.training import Training, ordinary
 
 SPLITS = ("test",)
@@ -728,4 +728,128 @@ NARROW = Fault(
     ],
 )
 
-FAULTS = [PEAKED, DIFFUSE, NARROW]
+# Deep stacks whose gradient dies on the way.
+
+
+class Plain(nn.Module):
+    """Attention with nothing around it but, if wanted, a residual and a norm."""
+
+    def __init__(self, wide: int, deviation: float, residual: bool) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(wide, 3 * wide), nn.Linear(wide, wide)
+        if deviation:
+            nn.init.normal_(self.qkv.weight, std=deviation)
+            nn.init.normal_(self.out.weight, std=deviation)
+        self.norm = nn.LayerNorm(wide) if residual else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is None:
+            return self.out(_heads(self.qkv(x), 2))
+        return x + self.out(_heads(self.qkv(self.norm(x)), 2))
+
+
+def bare(residual: bool = True) -> Training:
+    """Eight layers over pairs, with residuals, or without."""
+    torch.manual_seed(30)
+    layers: list[nn.Module] = [Plain(32, 0.0, residual) for _ in range(8)]
+    model = PairEncoder(12, 5, layers, 32)
+    kind = partial(torch.optim.SGD, momentum=0.9)
+    return fit(model, pairs(8, 12, 5, 48), lr=5e-2, steps=200, kind=kind)
+
+
+class Halved(nn.Module):
+    """A block whose output is divided, residual and all."""
+
+    def __init__(self, wide: int, factor: float) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(wide, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, wide))
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(x, x, x, need_weights=False)[0]
+        return (x + self.mlp(x)) * self.factor
+
+
+def halved(factor: float = 1.0) -> Training:
+    """Six blocks over the patches of digits."""
+    torch.manual_seed(31)
+    layers: list[nn.Module] = [Halved(32, factor) for _ in range(6)]
+    return fit(CellEncoder(4, 10, layers, 32), patches(2, 48), lr=1e-3, steps=120)
+
+
+class GraphStack(nn.Module):
+    """Layers of graph attention, sigmoids between them, with residuals or without."""
+
+    linked: Tensor
+
+    def __init__(self, linked: Tensor, given: int, groups: int, residual: bool) -> None:
+        super().__init__()
+        self.register_buffer("linked", linked)
+        self.embed = nn.Linear(given, 24)
+        self.layers = nn.ModuleList(nn.Linear(24, 24) for _ in range(6))
+        self.scores = nn.ModuleList(nn.Linear(24, 1, bias=False) for _ in range(6))
+        self.head = nn.Linear(24, groups)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for layer, score in zip(self.layers, self.scores, strict=True):
+            h = layer(x)
+            logits = score(torch.tanh(h)).T.expand(len(x), -1)
+            p = torch.softmax(logits.masked_fill(~self.linked, -math.inf), dim=-1)
+            x = x + torch.tanh(p @ h) if self.residual else torch.sigmoid(p @ h)
+        return self.head(x)
+
+
+def graph_stack(residual: bool = True) -> Training:
+    """Communities of a graph of a hundred nodes."""
+    torch.manual_seed(32)
+    model = GraphStack(adjacency(100, 4), 12, 4, residual)
+    kind = partial(torch.optim.SGD, momentum=0.9)
+    return fit(model, communities(100, 4, 12, 2.0), lr=3e-2, steps=150, kind=kind)
+
+
+class Word(nn.Module):
+    """A stack of attention; with small weights, without residuals."""
+
+    def __init__(self, letters: int, length: int, layers: int, deviation: float) -> None:
+        super().__init__()
+        self.letter, self.place = nn.Embedding(letters, 40), nn.Embedding(length, 40)
+        self.layers = nn.ModuleList(Plain(40, deviation, False) for _ in range(layers))
+        self.head = nn.Linear(40, letters)
+        self.skip = deviation == 0.0
+
+    def forward(self, source: Tensor) -> Tensor:
+        x = self.letter(source) + self.place.weight
+        for layer in self.layers:
+            x = x + layer(x) if self.skip else torch.tanh(layer(x))
+        return self.head(x)
+
+
+def word(deviation: float = 0.0) -> Training:
+    """Words of twelve letters written from behind, by four layers."""
+    torch.manual_seed(34)
+    kind = partial(torch.optim.SGD, momentum=0.9)
+    model = Word(6, 12, 4, deviation)
+    return fit(model, reversal(12, 6, 48), lr=5e-2, steps=200, kind=kind)
+
+
+# With nothing left of their inputs, the logits of the later layers are all alike, and queries and
+# keys get far less than values.
+ALIKE = ("diffuse-softmax", "starved-pathway")
+
+VANISHED = Fault(
+    "ind3-attention-vanished",
+    must=[["vanishing-gradient"]],
+    may=[*ALIKE, "no-update"],
+    symptom=decays(3.0),
+    variants=[
+        Variant("no-residual", bare, broken=partial(bare, False)),
+        Variant("divided", halved, broken=partial(halved, 0.1), may=ALIKE),
+        Variant("graph-sigmoids", graph_stack, broken=partial(graph_stack, False)),
+        Variant("drawn-small", word, broken=partial(word, 0.02)),
+    ],
+)
+
+FAULTS = [PEAKED, DIFFUSE, NARROW, VANISHED]
