@@ -170,9 +170,9 @@ class Causal(nn.Module):
         return out
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU in between."""
+def mlp(*widths: int, between: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers with an activation in between."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(pairwise(widths)):
-        layers += [nn.ReLU()] * (i > 0) + [nn.Linear(a, b)]
+        layers += [between()] * (i > 0) + [nn.Linear(a, b)]
     return nn.Sequential(*layers)
