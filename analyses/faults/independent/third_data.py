@@ -253,8 +253,8 @@ def own_entropy(stable: bool) -> Training:
     torch.manual_seed(31)
     x, y = digits()
     model = nn.Sequential(
-        nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(256, 1),
+        nn.Conv2d(1, 12, 3), nn.LeakyReLU(0.1), nn.Conv2d(12, 16, 3), nn.LeakyReLU(0.1),
+        nn.Flatten(), nn.Linear(256, 1),
     )  # fmt: skip
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
