@@ -126,7 +126,7 @@ def forgetful_lstm(forget: float) -> Training:
     """The bias of the forget gate with its sign turned: the cell empties at once."""
     torch.manual_seed(35)
     model = Remembers(5, 40, 5, forget)
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
     return Training(model, recall_first(30, 5), classify, optimizer, steps=250)
 
 

@@ -115,20 +115,22 @@ class Grams(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(16, width)
         self.join = nn.Conv1d(width, 64, 3)
-        self.norm = nn.LayerNorm(64)
         self.read = nn.Linear(64, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         z = F.pad(self.tokens(x).transpose(1, 2), (2, 0))
-        return self.read(F.silu(self.norm(self.join(z).transpose(1, 2))))
+        return self.read(F.leaky_relu(self.join(z).transpose(1, 2), 0.1))
 
 
-def text_rmsprop(lr: float) -> Training:
-    """RMSprop at a rate meant for plain gradient descent."""
+def text_cycles(top: float) -> Training:
+    """The top of the rate's cycles is set for another optimizer."""
     torch.manual_seed(54)
     model = Grams(24)
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=lr)
-    return Training(model, grammar(24, 24), classify, optimizer, steps=150)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CyclicLR(
+        optimizer, base_lr=5e-4, max_lr=top, step_size_up=110, cycle_momentum=False
+    )
+    return Training(model, grammar(24, 24), classify, optimizer, steps=150, schedule=schedule)
 
 
 def adagrad_autoencoder(lr: float) -> Training:
@@ -155,10 +157,15 @@ TOO_LARGE = Fault(
             may=["exploding-gradient"],  # late in the run, by two decades over four layers
         ),
         Variant("summed-loss", partial(summed_loss, False), broken=partial(summed_loss, True)),
-        Variant("text-rmsprop", partial(text_rmsprop, 2e-3), broken=partial(text_rmsprop, 0.3)),
+        Variant(
+            "text-cycles",
+            partial(text_cycles, 6e-3),
+            broken=partial(text_cycles, 1.0),
+            may=["exploding-gradient"],  # at the top, a hundredfold over three layers
+        ),
         Variant(
             "autoencoder-adagrad",
-            partial(adagrad_autoencoder, 0.05),
+            partial(adagrad_autoencoder, 0.012),
             broken=partial(adagrad_autoencoder, 1.0),
             may=["exploding-gradient"],  # weights ten times as large, measured
         ),
@@ -360,7 +367,7 @@ def hand_written(rebinds: bool) -> Training:
         nn.Linear(64, 40), nn.LayerNorm(40), nn.Tanh(), nn.Linear(40, 24), nn.LayerNorm(24),
         nn.Tanh(), nn.Linear(24, 40), nn.LayerNorm(40), nn.Tanh(), nn.Linear(40, 64),
     )  # fmt: skip
-    optimizer = HandWritten(model.parameters(), 2.0, rebinds)
+    optimizer = HandWritten(model.parameters(), 0.4, rebinds)
     return Training(model, flat_digits(), rebuild, optimizer, steps=200)
 
 
@@ -380,7 +387,7 @@ NO_UPDATE = Fault(
     must=[["no-update"]],
     symptom=unmoved(1e-5),
     variants=[
-        Variant("cloud-lr", partial(cloud, 0.03), broken=partial(cloud, 1e-9)),
+        Variant("cloud-lr", partial(cloud, 0.012), broken=partial(cloud, 1e-9)),
         Variant(
             "schedule-per-batch",
             partial(epoch_schedule, 80),
