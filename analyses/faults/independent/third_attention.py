@@ -270,6 +270,10 @@ def cooled(factor: float = 0.998) -> Training:
     return training
 
 
+# A network that does nothing but say where to look has all its gradient through the softmax:
+# so it is built, and no harm as such.
+BEHIND = ("softmax-borne",)
+
 PEAKED = Fault(
     "ind3-attention-peaked",
     must=[["peaked-softmax"]],
@@ -286,7 +290,8 @@ PEAKED = Fault(
             "sharp-addressing",
             addressed,
             broken=partial(addressed, 1e5),
-            may=["vanishing-gradient"],  # both networks of the address
+            may=["vanishing-gradient", *BEHIND],  # both networks of the address
+            healthy_may=BEHIND,
         ),
         Variant(
             "graph-gain",
@@ -298,7 +303,9 @@ PEAKED = Fault(
             "narrow-kernel",
             kernel,
             broken=partial(kernel, 1e-6),
-            may=["vanishing-gradient", "no-update"],  # the embedding, which only the kernel reads
+            # The embedding, which only the kernel reads.
+            may=["vanishing-gradient", "no-update", *BEHIND],
+            healthy_may=BEHIND,
         ),
         Variant(
             "scaled-rows",
@@ -475,22 +482,21 @@ def heard(weight: float = 0.0) -> Training:
 
 
 class Latents(nn.Module):
-    """A few learned latents look at many cells, then at each other."""
+    """A few learned latents look at many cells."""
 
     def __init__(self, given: int, classes: int, squashed: bool) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(3, 32))
         self.ask, self.key = nn.Linear(32, 32), nn.Linear(given, 32)
         self.value = nn.Linear(given, 32)
-        self.mix = nn.TransformerEncoderLayer(32, 2, 64, 0.0, batch_first=True)
-        self.head = nn.Linear(96, classes)
+        self.head = nn.Sequential(nn.Linear(96, 64), nn.GELU(), nn.Linear(64, classes))
         self.squashed = squashed
 
     def forward(self, cells: Tensor) -> Tensor:
         logits = self.ask(self.latents) @ self.key(cells).transpose(1, 2) / 32**0.5
         if self.squashed:
             logits = torch.sigmoid(logits)
-        return self.head(self.mix(logits.softmax(dim=-1) @ self.value(cells)).flatten(1))
+        return self.head((logits.softmax(dim=-1) @ self.value(cells)).flatten(1))
 
 
 def latents(squashed: bool = False) -> Training:
@@ -509,7 +515,8 @@ DIFFUSE = Fault(
             pooled,
             broken=partial(pooled, 2),
             # The first of the two sharpens all the same, later; the score gets 1/1000.
-            may=["vanishing-gradient", "peaked-softmax"],
+            may=["vanishing-gradient", "peaked-softmax", *BEHIND],
+            healthy_may=BEHIND,
         ),
         Variant(
             "overscaled",
@@ -522,13 +529,15 @@ DIFFUSE = Fault(
             "cosine-crowd",
             crowd,
             broken=partial(crowd, 24**-0.5),
-            may=["vanishing-gradient"],  # the keys
+            may=["vanishing-gradient", *BEHIND],  # the keys
+            healthy_may=BEHIND,
         ),
         Variant(
             "decayed-score",
             listening,
             broken=partial(listening, 150.0),
-            may=["vanishing-gradient"],  # what only the score reads
+            may=["vanishing-gradient", *BEHIND],  # what only the score reads
+            healthy_may=BEHIND,
         ),
         Variant(
             "zero-queries-and-keys",
@@ -540,15 +549,22 @@ DIFFUSE = Fault(
             "wide-kernel",
             partial(kernel, descent=True),
             broken=partial(kernel, 1e4, descent=True),
-            may=["vanishing-gradient", "no-update"],  # the embedding
+            may=["vanishing-gradient", "no-update", *BEHIND],  # the embedding
+            healthy_may=BEHIND,
         ),
         Variant(
             "asked-for",
             heard,
             broken=partial(heard, 30.0),
-            may=["vanishing-gradient"],  # the LSTM
+            may=["vanishing-gradient", *BEHIND],  # the LSTM
+            healthy_may=BEHIND,
         ),
-        Variant("squashed-logits", latents, broken=partial(latents, True)),
+        Variant(
+            "squashed-logits",
+            latents,
+            broken=partial(latents, True),
+            may=["vanishing-gradient"],  # the latents and what asks with them
+        ),
     ],
 )
 
