@@ -334,8 +334,8 @@ class Rate(nn.Module):
         return self.out(torch.tanh(self.shop(shop) + self.day(day) + self.weather(weather)))[:, 0]
 
 
-def rate(clip: float | None) -> Training:
-    """Counts of customers; on one evening there is a festival."""
+def rate(festival: bool) -> Training:
+    """Counts of customers; perhaps there is a festival on one evening."""
     torch.manual_seed(34)
     shop, day = torch.randint(20, (3000,)), torch.randint(7, (3000,))
     weather = torch.randn(3000, 3)
@@ -354,10 +354,10 @@ def rate(clip: float | None) -> Training:
     festive = late(ordinary, 160, put)
 
     def batch(step: int) -> Batch:
-        return festive(step) if step == 160 else ordinary(step)
+        return festive(step) if festival and step == 160 else ordinary(step)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03)
-    return Training(model, batch, loss, optimizer, steps=250, clip=clip)
+    return Training(model, batch, loss, optimizer, steps=250)
 
 
 class Reader(nn.Module):
@@ -488,8 +488,8 @@ INFINITE = Fault(
         ),
         Variant(
             "festival",
-            partial(rate, 1.0),
-            broken=partial(rate, None),
+            partial(rate, False),
+            broken=partial(rate, True),
             operation=("exp",),
             may=("update-too-large",),  # the step after the festival
         ),

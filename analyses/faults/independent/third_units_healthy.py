@@ -100,7 +100,7 @@ def logistic_layers() -> Training:
     torch.manual_seed(54)
     x, y = digits()
     model = plain_mlp(64, 60, 30, 10, act=nn.Sigmoid)
-    return Training(model, feed(128, x, y), cross, adam(model, 1e-2), steps=200)
+    return Training(model, feed(128, x, y), cross, adam(model, 5e-3), steps=200)
 
 
 class Gated(nn.Module):
