@@ -14,6 +14,7 @@ from gradscope.findings._finding import SEVERITIES, Finding
 from gradscope.findings._ladders import role_of
 from gradscope.findings._origins import UNDEFINED
 from gradscope.findings._parameters import WHOLE, module_of
+from gradscope.findings.peaked_softmax import NOTHING
 from gradscope.findings.update_too_large import LARGE, REWRITES
 
 # Symptom → what can explain it, likeliest first. The cause has to begin no later than the symptom,
@@ -23,6 +24,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "exploding-gradient": ("starved-pathway", "update-too-large", "unscaled-input"),
     "update-too-large": ("no-update", "exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
+    "diffuse-softmax": ("update-too-large",),
     "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
     "detached": (
         "underflow",
@@ -63,18 +65,27 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "update-too-large",
         "detached",
         "vanishing-gradient",
+        "peaked-softmax",
     ),
 }
 # Symptoms that always follow from the cause, and need no remedy of their own.
 _FOLLOWS = {
-    "vanishing-gradient": {"not-in-optimizer", "underflow", "dead-units", "update-too-large"},
+    "vanishing-gradient": {
+        "not-in-optimizer",
+        "underflow",
+        "dead-units",
+        "saturated-activation",
+        "update-too-large",
+        "peaked-softmax",
+    },
     # A GRU's gate at its end passes on the old state or the new one, and the terms of the other.
     "cancelling-fork": {"unscaled-input", "saturated-activation"},
     "dead-units": {"unscaled-input", "underflow"},
-    "update-too-large": {"peaked-softmax", "no-update"},
+    "update-too-large": {"peaked-softmax", "no-update", "unscaled-input"},
     "exploding-gradient": {"starved-pathway"},
-    "saturated-activation": {"unscaled-input"},
-    "peaked-softmax": {"unscaled-input"},
+    "saturated-activation": {"unscaled-input", "update-too-large"},
+    "peaked-softmax": {"unscaled-input", "update-too-large"},
+    "diffuse-softmax": {"update-too-large"},
     "detached": {
         "underflow",
         "non-finite",
@@ -101,6 +112,7 @@ _FOLLOWS = {
         "update-too-large",
         "vanishing-gradient",
         "detached",
+        "peaked-softmax",
     },
 }
 _STRUCTURAL = {"information-bottleneck"}
@@ -129,9 +141,12 @@ def rank(findings: list[Finding], order: Mapping[str, int] | None = None) -> lis
         while j is not None:
             severity[j] = max(severity[j], severity[i])
             j = causes.get(j)
-    for i, j in causes.items():
-        if _follows(findings[i], findings[j]):
-            severity[i] = SEVERITIES.index("info")
+    for i in causes:
+        j = causes.get(i)
+        while j is not None:
+            if _follows(findings[i], findings[j]):
+                severity[i] = SEVERITIES.index("info")
+            j = causes.get(j)
 
     def place(i: int) -> tuple[int, int, bool, int, str, str]:
         distance, j = 0, causes.get(i)
@@ -152,9 +167,15 @@ def rank(findings: list[Finding], order: Mapping[str, int] | None = None) -> lis
 
 
 def _follows(symptom: Finding, cause: Finding) -> bool:
-    """Whether it says no more than its cause. That nothing moves at all is worth an alarm."""
+    """Whether it says no more than its cause. That nothing moves at all is worth an alarm, but
+    where no gradient is left of which to move."""
     if symptom.rule == "no-update" and symptom.evidence["share_of_parameters"] >= WHOLE:
-        return False
+        return cause.rule == "underflow"
+    if cause.rule == "update-too-large":
+        if symptom.rule == "exploding-gradient":  # a burst, over again
+            return symptom.evidence["along"] == "time" and symptom.evidence["diverged"] is False
+        if symptom.rule == "dead-units":  # that a layer is dead altogether is worth an alarm
+            return symptom.severity != "critical"
     return cause.rule in _FOLLOWS.get(symptom.rule, ())
 
 
@@ -197,6 +218,9 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
         return symptom.evidence["update_ratio_peak"] < REWRITES
     if pair == ("vanishing-gradient", "not-in-optimizer"):
         return cause.evidence["share_of_parameters"] >= 0.5
+    if pair == ("no-update", "peaked-softmax"):  # what computes its logits gets no gradient
+        gone = cause.evidence["gain"] is not None and cause.evidence["gain"] < NOTHING
+        return gone and symptom.evidence["state"] in ("stopped", "zero")
     if pair == ("no-update", "non-finite"):
         return symptom.evidence["share_of_parameters"] == 1.0
     if pair == ("vanishing-gradient", "cancelling-fork"):
@@ -207,7 +231,11 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
         return True  # the branch's own parts have names of their own
     if pair == ("no-update", "vanishing-gradient") and _lies_before(symptom, cause, order):
         return True
-    return pair not in _LOCAL or bool(_structures(symptom) & _structures(cause))
+    if pair not in _LOCAL:
+        return True
+    if cause.site.startswith("(output)") and cause.rule.endswith("softmax"):
+        return True  # in the model's own forward, which may lead from anywhere to anywhere
+    return bool(_structures(symptom) & _structures(cause))
 
 
 def _lies_before(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:

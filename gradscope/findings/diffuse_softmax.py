@@ -15,7 +15,12 @@ than it began (`SETTLED`), or stands still (`STILL`) while the loss doesn't fall
 the first `LEAD` of the run. Info before that, and for a few softmaxes among others that select
 while the loss falls (a layer may well average).
 
-Silent about rows of two elements.
+A softmax whose logits grew at first and then turned back, and stand still above `CAPPED` while the
+loss doesn't fall, has met a limit: cosines without a temperature, a clamp. It counts like one at
+`EXACTLY`.
+
+Silent about rows of two elements, and where next to nothing (`REACHED`) of the gradient gets to
+the softmax's module in the first place: it is starved, and would not learn if it weren't uniform.
 """
 
 from __future__ import annotations
@@ -39,6 +44,9 @@ SETTLED = 0.1  # of 1 − entropy at the start: training made it uniform
 STILL = 1.2  # largest over smallest; what learns, or is about to, doubles
 LEAD = 0.2  # share of the run, from its start; healthy runs have 0.02
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
+CAPPED = 0.98  # logits between −1 and 1 over 40 entries, some of which matter
+TRIED, TURNED = 2.0, 0.9  # growth of 1 − entropy, and what is left of it in the end
+REACHED = 1e-5  # of the largest gradient (RMS) at any module's output
 MIN_N = 3
 EVENNESS = "evenness"
 GAIN = 2.0  # times that of uniform rows: above that the rows are not uniform where the gradient is
@@ -53,8 +61,8 @@ RECORDED = 10
 @dataclass(frozen=True)
 class Uniform:
     """One softmax that stays uniform: its spell; 1 − entropy in it (0 for one that was born
-    without logits), at the end of the run, just before, and at its start; and whether that has
-    stopped to change."""
+    without logits), at the end of the run, just before, and at its start; whether that has stopped
+    to change, and whether it met a limit before."""
 
     spell: Spell
     middle: float
@@ -62,6 +70,7 @@ class Uniform:
     before: float
     start: float
     still: bool
+    capped: bool = False
 
     @property
     def settled(self) -> bool:
@@ -84,13 +93,16 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         return Skipped(f"softmax recorded over under {STEPS} steps, or at under {RECORDED}")
     gain = signals.matrix("softmax", "gain").on(entropy.steps)
     uniform_gain = signals.matrix("softmax", "uniform_gain").on(entropy.steps)
+    went = progress(signals)
+    learned = went is None or went.learned
     uniform: dict[str, Uniform] = {}
     for j, site in enumerate(entropy.sites):
         values, n = entropy.values[:, j], _size(signals, site)
-        if n and n < MIN_N:
+        if (n and n < MIN_N) or not _is_reached(signals, site):
             continue
+        capped = not learned and _is_capped(values[np.isfinite(values)])
         with np.errstate(invalid="ignore"):
-            flat = values >= ENTROPY
+            flat = values >= (CAPPED if capped else ENTROPY)
             if site in uniform_gain:
                 alike = uniform_gain.column(site)
                 flat &= ~(_hidden_by_logits(alike, n))
@@ -103,7 +115,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             middle = float(np.median(1 - values[spell.inside]))
             if born is not None and born.at_once and born.share >= LEAD:
                 middle = 0.0
-            uniform[site] = Uniform(spell, middle, *_ends(1 - values[known]))
+            uniform[site] = Uniform(spell, middle, *_ends(1 - values[known]), capped)
             continue
         if born is not None and born.at_once and born.share >= LEAD:
             uniform[site] = Uniform(born, 0.0, 0.0, 0.0, 0.0, False)  # it left, late
@@ -112,6 +124,27 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         _finding(signals, {site: uniform[site].spell for site in sites}, severity)
         for sites in by_role(uniform).values()
     ]
+
+
+def _is_reached(signals: Signals, site: str) -> bool:
+    """Whether there is gradient to speak of at the output of the softmax's module."""
+    sizes = signals.matrix("module", "grad_rms")
+    module = site.split(":softmax")[0]
+    if module not in sizes:
+        return True
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = sizes.column(module) / np.nanmax(sizes.values, axis=1, initial=0.0)
+    return not quiet_median(share) < REACHED
+
+
+def _is_capped(evenness: np.ndarray) -> bool:
+    """Whether the logits grew, and have turned back to stand still."""
+    if not len(evenness):
+        return False
+    deficit = 1 - evenness
+    end, _, start, still = _ends(deficit)
+    peak = float(deficit.max())
+    return still and peak >= TRIED * start and end <= TURNED * peak
 
 
 def _hidden_by_logits(alike: np.ndarray, n: int) -> np.ndarray:
@@ -143,8 +176,8 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
     if sum(u.middle <= NO_LOGITS and u.stays for u in found) >= MOST * max(1, len(found)):
         return "warning"
     stuck = went is not None and not went.learned
-    sure = sum(u.exact or u.settled or (stuck and u.still) for u in found) >= MOST * len(found)
-    if steps >= LONG or (steps >= SHORT and sure):
+    sure = [u for u in found if u.exact or u.settled or u.capped or (stuck and u.still)]
+    if steps >= LONG or (steps >= SHORT and len(sure) >= MOST * len(found)):
         return "warning"
     return "info"
 

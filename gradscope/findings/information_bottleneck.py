@@ -3,9 +3,9 @@
 Definition. The minimum vertex cut between the latents of two consecutive softmaxes (what their
 logits are computed from; its heat map is a part of it) is narrow where its width is at most
 `NARROW` of the smaller of the two, and of the values that either attends over: both sides are
-wide, what links them is not. Likewise from input to output. One finding for all layers of a role. Where they were recorded, two measurements
-stand beside the structure: the effective rank of what the source's layer returns, late in the
-run, and the weakest of the linear probes.
+wide, what links them is not. Likewise from input to output. One finding for all layers of a
+role. Where they were recorded, two measurements stand beside the structure: the effective rank
+of what the source's layer returns, late in the run, and the weakest of the linear probes.
 
 Source: Fan & Zhou, "Stacked Latent Attention for Multimodal Reasoning", CVPR 2018: a stack that
 hands on one content vector throws the spatial reasoning of each layer away. Menger's theorem
@@ -17,9 +17,9 @@ second: each step of a decoder gives an answer, and asks anew. Info from input t
 autoencoder's code is narrow on purpose.
 
 Silent where the narrowest place is about as wide as source or sink: an output of ten classes is
-no bottleneck, nor are a few latent queries that read a large input. Where it holds as many
-numbers as are attended over: the latents of all pairs of n positions are n times as wide. Silent too about a width of 0
-(no path at all), and where no softmax follows another.
+no bottleneck, nor are a few latent queries that read a large input. Likewise where it holds as
+many numbers as are attended over: the latents of all pairs of n positions are n times as wide.
+Silent too about a width of 0 (no path at all), and where no softmax follows another.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ HELD = 0.2  # share of the recorded steps
 MOST = 0.5  # share of them for one that is over
 BEFORE = 5  # recorded steps before a collapse, whose loss is compared with the end's
 WORSE = 1.1  # factor between the two that noise does not make
-LEARNED = 0.4  # share of the loss's whole fall
-SOON = 0.1  # share of the run in which the loss follows attention that was right to be certain
+LEARNED = 0.55  # share of the loss's whole fall
+SOON = 0.2  # share of the run in which the loss follows attention that was right to be certain
 MANY = 0.6  # share of the softmaxes
 
 

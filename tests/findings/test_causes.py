@@ -16,7 +16,7 @@ def story(*findings):
 def test_an_explosion_that_ends_in_nan_is_one_story():
     assert story(
         finding("non-finite", "critical", 12),
-        finding("exploding-gradient", "warning", 8, along="time"),
+        finding("exploding-gradient", "warning", 8, along="time", diverged=True),
         finding("update-too-large", "info", 4, update_ratio_start=1e-3),
     ) == [
         ("update-too-large", "critical", ""),
@@ -40,7 +40,7 @@ def test_large_updates_and_explosions(along, explosion, update, start, root):
     found = rank(
         [
             finding("update-too-large", first=update, update_ratio_start=start),
-            finding("exploding-gradient", first=explosion, along=along),
+            finding("exploding-gradient", first=explosion, along=along, diverged=True),
         ]
     )
     assert found[0].rule == root
@@ -170,3 +170,65 @@ def test_steps_of_weights_that_are_put_back_lead_nowhere():
     back = finding("no-update", "critical", state="put back", share_of_parameters=1.0)
     large = finding("update-too-large", update_ratio_start=0.04)
     assert story(back, large)[1] == ("update-too-large", "info", "no-update")
+
+
+@pytest.mark.parametrize(("diverged", "severity"), [(True, "warning"), (False, "info")])
+def test_a_burst_after_a_large_update_is_a_note_where_training_goes_on(diverged, severity):
+    large = finding("update-too-large", update_ratio_start=1e-3)
+    burst = finding("exploding-gradient", first=5, along="time", diverged=diverged)
+    assert story(large, burst)[1] == ("exploding-gradient", severity, "update-too-large")
+
+
+@pytest.mark.parametrize(("severity", "shown"), [("critical", "critical"), ("warning", "info")])
+def test_a_large_update_that_kills_a_whole_layer_leaves_an_alarm(severity, shown):
+    found = story(finding("update-too-large"), finding("dead-units", severity, 5))
+    assert ("dead-units", shown, "update-too-large") in found
+
+
+def test_what_follows_from_the_cause_of_its_cause():
+    found = story(
+        finding("unscaled-input"),
+        finding("update-too-large", first=1, update_ratio_start=1.0),
+        finding("dead-units", "critical", 5),
+    )
+    assert found == [
+        ("unscaled-input", "critical", ""),
+        ("update-too-large", "info", "unscaled-input"),
+        ("dead-units", "info", "update-too-large"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gain", "state", "cause"),
+    [
+        (1e-9, "stopped", "peaked-softmax"),
+        (1e-9, "zero", "peaked-softmax"),
+        (1e-9, "stuck", ""),  # by its learning rate
+        (1e-3, "stopped", ""),
+        (None, "stopped", ""),
+    ],
+)
+def test_a_softmax_that_passes_nothing_stops_what_computes_its_logits(gain, state, cause):
+    peaked = finding("peaked-softmax", gain=gain)
+    still = finding("no-update", state=state, share_of_parameters=0.2)
+    assert {f.rule: f.cause for f in rank([peaked, still])}["no-update"] == cause
+
+
+@pytest.mark.parametrize(("rule", "severity"), [("underflow", "info"), ("dead-units", "critical")])
+def test_that_nothing_moves_is_an_alarm_of_its_own_unless_gradients_underflow(rule, severity):
+    still = finding("no-update", "critical", state="zero", share_of_parameters=1.0)
+    assert ("no-update", severity, rule) in story(finding(rule, "critical"), still)
+
+
+@pytest.mark.parametrize(
+    ("rule", "cause"), [("peaked-softmax", "peaked-softmax"), ("dead-units", "dead-units")]
+)
+def test_a_softmax_in_the_models_own_forward_may_lie_anywhere(rule, cause):
+    vanishing = finding("vanishing-gradient", site="key", largest_drop_decades=1.0)
+    found = story(finding(rule, site="(output):softmax"), vanishing)
+    assert found[1] == ("vanishing-gradient", "info", cause)
+
+
+def test_uniform_since_the_weights_were_thrown_about():
+    found = story(finding("update-too-large"), finding("diffuse-softmax", first=5))
+    assert found[1] == ("diffuse-softmax", "info", "update-too-large")

@@ -4,14 +4,15 @@ import pytest
 from gradscope.findings import diffuse_softmax as rule
 from gradscope.findings._rule import Skipped, apply
 from gradscope.findings._signals import Signals
+from gradscope.run import Site
 from tests.reference import synthetic as made
 
 SITES = [f"layers.{k}.attn" for k in range(4)]
 
 
-def find(rows, n=16, every=30):
+def find(rows, n=16, every=30, sites=()):
     rows = [(step * every, *rest) for step, *rest in rows]
-    return apply(rule.RULE, Signals(made.run(rows, made.softmax_sites(SITES, n))))
+    return apply(rule.RULE, Signals(made.run(rows, [*made.softmax_sites(SITES, n), *sites])))
 
 
 def all_of(entropy, sites=SITES):
@@ -111,3 +112,25 @@ def test_uniform_and_still_while_the_loss_does_not_fall():
     assert find(all_of(still) + stuck, every=8)[0].severity == "warning"
     assert find(all_of(moving) + stuck, every=8)[0].severity == "info"
     assert find(all_of(still) + made.loss(2.0, 0.5), every=8)[0].severity == "info"
+
+
+@pytest.mark.parametrize(("size", "found"), [(1e-7, 0), (1e-3, 1)])
+def test_a_softmax_that_no_gradient_reaches_is_starved_not_uniform(size, found):
+    rows = all_of([0.998] * 40, SITES[:1])
+    rows += made.series("module", SITES[0], "grad_norm", [size] * 40)
+    rows += made.series("module", "head", "grad_norm", [1.0] * 40)
+    modules = [Site(name, "module", numel=64) for name in (SITES[0], "head")]
+    assert len(find(rows, sites=modules)) == found
+
+
+def capped(end):
+    """1 − entropy that grows fourfold, and returns."""
+    return np.concatenate([np.linspace(0.004, 0.016, 5), np.linspace(0.016, end, 15), [end] * 30])
+
+
+def test_logits_that_met_a_limit():
+    met = all_of(1 - capped(0.01))
+    assert find(met + made.loss(2.0, 1.8, 50), every=6)[0].severity == "warning"
+    assert find(met + made.loss(2.0, 0.5, 50), every=6) == []
+    assert find(all_of(1 - capped(0.016)) + made.loss(2.0, 1.8, 50), every=6) == []
+    assert find(met + made.loss(2.0, 1.8, 50), every=4)[0].severity == "info"
