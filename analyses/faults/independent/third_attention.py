@@ -297,14 +297,15 @@ PEAKED = Fault(
             "graph-gain",
             graph,
             broken=partial(graph, 3000.0),
-            may=["starved-pathway"],  # the two parts of the score, beside the values
+            # The two parts of the score, beside the values; they move by millionths.
+            may=["starved-pathway", "no-update"],
         ),
         Variant(
             "narrow-kernel",
             kernel,
             broken=partial(kernel, 1e-6),
             # The embedding, which only the kernel reads.
-            may=["vanishing-gradient", "no-update", *BEHIND],
+            may=["vanishing-gradient", *BEHIND],
             healthy_may=BEHIND,
         ),
         Variant(
@@ -347,9 +348,9 @@ class Pooled(nn.Module):
 
 
 def pooled(times: int = 1) -> Training:
-    """The class of the marked one of eighty cells; the softmax is applied once, or twice."""
+    """The class of the marked one of fifty cells; the softmax is applied once, or twice."""
     torch.manual_seed(10)
-    return fit(Pooled(6, 5, times), needles(80, 5, 48), lr=5e-3, steps=200)
+    return fit(Pooled(6, 5, times), needles(50, 5, 48), lr=5e-3, steps=200)
 
 
 class CellEncoder(nn.Module):
@@ -395,9 +396,9 @@ class Crowd(nn.Module):
 
 
 def crowd(sharpness: float = 15.0) -> Training:
-    """The class of the marked one of sixty cells."""
+    """The class of the marked one of forty cells."""
     torch.manual_seed(12)
-    return fit(Crowd(6, 5, sharpness), needles(60, 5, 48), lr=5e-3, steps=200)
+    return fit(Crowd(6, 5, sharpness), needles(40, 5, 48), lr=5e-3, steps=200)
 
 
 class Listening(nn.Module):
@@ -416,12 +417,12 @@ class Listening(nn.Module):
 
 
 def listening(decay: float = 0.0) -> Training:
-    """The class of the marked one of ninety frames; the score has a weight decay of its own."""
+    """The class of the marked one of forty frames; the score has a weight decay of its own."""
     torch.manual_seed(13)
     model = Listening(5, 4)
     score = list(model.score.parameters())
     rest = [p for n, p in model.named_parameters() if not n.startswith("score")]
-    training = fit(model, needles(90, 4, 48), steps=200)
+    training = fit(model, needles(40, 4, 48), steps=200)
     groups: list[dict[str, Any]] = [{"params": score, "weight_decay": decay}, {"params": rest}]
     training.optimizer = torch.optim.AdamW(groups, lr=4e-3)
     return training
@@ -475,10 +476,10 @@ def _spread(weight: float, model: nn.Module, cells: Tensor, answer: Tensor) -> T
 
 
 def heard(weight: float = 0.0) -> Training:
-    """The class of the marked one of forty; a penalty asks for attention to all."""
+    """The class of the marked one of twenty-four; a penalty asks for attention to all."""
     torch.manual_seed(15)
     loss = partial(_spread, weight)
-    return fit(Heard(5, 4), needles(40, 4, 48, 0.1), lr=1e-2, steps=200, loss=loss)
+    return fit(Heard(5, 4), needles(24, 4, 48, 0.1), lr=1e-2, steps=200, loss=loss)
 
 
 class Latents(nn.Module):
@@ -720,8 +721,8 @@ NARROW = Fault(
         Variant(
             "thought",
             thought,
-            broken=partial(thought, 4),
-            symptom=narrow_between(partial(thought, 4), 24 * 48),
+            broken=partial(thought, 8),
+            symptom=narrow_between(partial(thought, 8), 24 * 48),
         ),
         Variant(
             "waist",
