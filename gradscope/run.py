@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from gradscope.errors import GradscopeError
 
 KINDS = (
     "module",
@@ -278,9 +281,17 @@ class Run:
             aliases: also list module paths whose output is the very tensor that another
                 module path returned (the last layer of a `Sequential`, say). Rules and
                 figures turn it off, so that each tensor counts once.
+
+        Raises:
+            GradscopeError: for a kind or a metric that there is not.
         """
         if kind is not None and kind not in KINDS:
-            raise ValueError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
+            raise GradscopeError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
+        known = {*METRICS, *(c.metric for c in self.columns)}
+        if metric is not None and metric not in known:
+            close = get_close_matches(metric, known, n=3, cutoff=0.5)
+            would = " or ".join(close) if close else f"one of {', '.join(sorted(known))}"
+            raise GradscopeError(f"unknown metric {metric!r}; {would}")
         parts = [self._tidy(b, kind, metric) for b in self.blocks]
         if metric in (None, "grad_rms"):
             parts.append(self._grad_rms(kind))

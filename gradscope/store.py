@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradscope.errors import RunError
+from gradscope.errors import RunError, path_given
 from gradscope.merging import merge
 from gradscope.run import Block, Column, Run, Site
 
@@ -46,8 +46,9 @@ def load(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         RunError: if there is no such file, or it is no gradscope run.
+        GradscopeError: for what is no path.
     """
-    path = Path(path)
+    path = path_given("load()", path)
     beside = _parts_beside(path)
     alone = path.exists() or not beside
     first = _load_part(path) if alone else _newest(path, beside)

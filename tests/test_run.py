@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
+import gradscope
 from gradscope.run import METRICS, Run, Site
 
 SITES = [
@@ -75,6 +77,27 @@ def test_ranks_are_rows_of_their_own_and_averaged_when_wide():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="unknown kind 'modul'; one of module"):
         run().frame("modul")
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(gradscope.GradscopeError, match="unknown metric 'grad_nrom'; grad_norm"):
+        run().wide("module", "grad_nrom")
+    assert run().frame(metric="effective_rank").empty  # there is one, but not in this run
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: gradscope.load(3),
+        lambda: gradscope.attach(nn.Linear(2, 2), out=3),
+        lambda: gradscope.report(run(), 3),
+        lambda: gradscope.report("run.pt"),
+        lambda: gradscope.report(3),
+    ],
+)
+def test_what_is_no_path_or_run_is_refused_in_one_line(call):
+    with pytest.raises(gradscope.GradscopeError, match=r"takes a \w+.*, not .*3|not 'run.pt'"):
+        call()
 
 
 def test_every_metric_in_a_table_is_defined():

@@ -18,7 +18,7 @@ from gradscope.capture.nonfinite import NonFinite
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
-from gradscope.capture.ranks import Ranks
+from gradscope.capture.ranks import Ranks, check_pattern
 from gradscope.capture.shards import gathered, named_shards, spread, tensor_parallel
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.trouble import Trouble
@@ -148,7 +148,12 @@ class Recorder:
         self._arm_for_outputs(self._pathways.due(self.step))
 
     def rank(self, sites: str, every: int) -> None:
-        """Measure effective ranks too, from this step on."""
+        """Measure effective ranks too, from this step on.
+
+        Raises:
+            GradscopeError: if no module has such a path.
+        """
+        check_pattern(sites, self.paths.values())
         self._ranks.append(Ranks(self._ledger, self.paths, sites, every))
         self._arm_for_outputs(self.step % every == 0)
 

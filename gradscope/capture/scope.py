@@ -23,7 +23,7 @@ from gradscope.capture.shards import named_shards
 from gradscope.capture.softmaxes import SOFTMAX_ROWS, SoftmaxRows
 from gradscope.capture.writer import Writer
 from gradscope.cuts import Cut, bottlenecks
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, path_given
 from gradscope.findings import Finding, analyze
 from gradscope.graph.wrappers import has_flat_parameters, unwrapped
 from gradscope.live import OnFinding, Watch
@@ -87,7 +87,7 @@ def attach(
     return Scope(
         model,
         optimizers=_optimizers(optimizer),
-        out=None if out is None else Path(out),
+        out=None if out is None else path_given("out=", out),
         every=_positive("every", every),
         flush_every=_seconds("flush_every", flush_every),
         update_every=_positive("update_every", update_every),
@@ -248,7 +248,7 @@ class Scope:
             sites: pattern of module paths, such as "layers.*.content".
 
         Raises:
-            GradscopeError: if `every` can't be used.
+            GradscopeError: if `every` can't be used, or no module has such a path.
         """
         if not self.recorder.closed:
             self.recorder.rank(sites, _positive("every", every))

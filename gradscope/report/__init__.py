@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradscope.errors import RunError
+from gradscope.errors import GradscopeError, RunError, path_given
 from gradscope.run import Run
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ def report(run: Run | Sequence[Run], out: str | os.PathLike[str] = "report/") ->
         RunError: if a run has no recorded step.
         GradscopeError: if `out` can't be written.
     """
-    runs = [run] if isinstance(run, Run) else list(run)
-    return write_report(runs, out)[1]
+    runs = [run] if isinstance(run, Run) else run
+    if not isinstance(runs, Sequence) or not all(isinstance(r, Run) for r in runs):
+        raise GradscopeError(
+            f"report() takes a Run or a list of runs, not {run!r:.80}: open a file with load()"
+        )
+    return write_report(runs, path_given("out=", out))[1]
 
 
 def write_report(runs: Sequence[Run], out: str | os.PathLike[str]) -> tuple[Page, Path]:

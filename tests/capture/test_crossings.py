@@ -279,3 +279,23 @@ def test_backward_is_put_back_after_close_and_after_an_exception():
         assert torch.autograd.backward is not BACKWARD.original
         raise RuntimeError("boom")
     assert torch.autograd.backward is BACKWARD.original
+
+
+@pytest.mark.parametrize(
+    "sites", ["stack.layers.*.content", "stack.layers.0#1", "*", "stack.layers.1[0]", "(output)"]
+)
+def test_a_rank_of_what_may_be_there(sites):
+    model, _ = case("sla")
+    with gradscope.attach(model, out=None) as scope:
+        scope.effective_rank(sites)
+
+
+@pytest.mark.parametrize(("model", "named"), [("sla", "stack"), ("linear", "(output)")])
+def test_a_rank_of_what_is_not_there_is_refused(model, named):
+    module = nn.Linear(2, 2) if model == "linear" else case(model)[0]
+    with (
+        gradscope.attach(module, out=None) as scope,
+        pytest.raises(gradscope.GradscopeError) as refused,
+    ):
+        scope.effective_rank("stakc.layer*.contents")
+    assert named in str(refused.value)
