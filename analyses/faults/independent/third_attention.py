@@ -28,9 +28,6 @@ from analyses.faults.independent.kit_third_attention import (
 from analyses.faults.symptoms import decays, peaked
 from analyses.faults.training import Training, ordinary
 
-SPLITS = ("test",)
-
-
 # Peaked from the start.
 
 

@@ -26,9 +26,6 @@ from analyses.faults.independent.kit_third_attention import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # Models of the library "transformers", small.
 
 

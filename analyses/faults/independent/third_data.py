@@ -31,9 +31,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import not_finite
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # Raw units
 
 

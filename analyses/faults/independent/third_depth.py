@@ -24,8 +24,6 @@ from analyses.faults.independent.kit_third_depth import (
 from analyses.faults.symptoms import decays, grows
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def deep_mlp(sigmoid: bool) -> Training:
     """Eight hidden layers; logistic units with the usual initialisation shrink it fourfold each."""

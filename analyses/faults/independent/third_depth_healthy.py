@@ -24,8 +24,6 @@ from analyses.faults.independent.kit_third_depth import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def warm_cosine(
     optimizer: torch.optim.Optimizer, warm: int, total: int

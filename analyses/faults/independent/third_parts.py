@@ -27,9 +27,6 @@ from analyses.faults.independent.kit_third_parts import (
 from analyses.faults.symptoms import left_out, some_without_gradient
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # A branch that gets next to none of the gradient.
 
 

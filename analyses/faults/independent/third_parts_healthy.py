@@ -22,9 +22,6 @@ from analyses.faults.independent.kit_third_parts import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # Convolutional networks.
 
 

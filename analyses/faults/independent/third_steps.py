@@ -29,8 +29,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import not_finite, overshoots, unmoved
 from analyses.faults.training import Batch, Training, ordinary
 
-SPLITS = ("test",)
-
 # Steps that are too large.
 
 

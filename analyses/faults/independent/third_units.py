@@ -23,9 +23,6 @@ from analyses.faults.independent.kit_third_units import (
 from analyses.faults.symptoms import dead_units, saturated
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Units that are off
 
 

@@ -22,9 +22,6 @@ from analyses.faults.independent.kit_third_units import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Units
 
 
