@@ -27,7 +27,8 @@ from analyses.faults.independent.kit_fourth_attention import (
     recall,
     reverse,
 )
-from analyses.faults.symptoms import peaked
+from analyses.faults.observe import Observed
+from analyses.faults.symptoms import diffuse, peaked
 from analyses.faults.training import Batch, Training
 
 SPLITS = ("test",)
@@ -117,7 +118,7 @@ def big_projection(factor: float) -> Training:
     model = Encoder(32, 2, 2)
     with torch.no_grad():
         for layer in model.encoder.layers:
-            layer.self_attn.in_proj_weight[:64] *= factor  # type: ignore[index,operator,union-attr]
+            layer.self_attn.in_proj_weight[:64] *= factor
     return adam(model, partial(lookup, n=12), per_token)
 
 
@@ -363,4 +364,316 @@ PEAKED = Fault(
     ],
 )
 
-FAULTS = [PEAKED]
+# Scores so close together that a softmax weighs all entries the same, and stays so.
+
+
+def mistyped_scale(scale: float) -> Training:
+    """One-headed layers; in the faulty run the exponent of the width lacks its decimal point."""
+    torch.manual_seed(11)
+    body = nn.Sequential(*(Block(Attend(40, 1, scale=scale), 40) for _ in range(3)))
+    return adam(Tokens(WIDTH, 40, body), partial(lookup, n=24), per_token, lr=2e-3)
+
+
+class Cosine(Attend):
+    """Scores are cosines, between -1 and 1, times a factor."""
+
+    factor = 25.0
+
+    def scores(self, x: Tensor, memory: Tensor) -> Tensor:
+        q = F.normalize(self.split(self.q(x)), dim=-1)
+        k = F.normalize(self.split(self.k(memory)), dim=-1)
+        return self.factor * torch.matmul(q, k.transpose(-2, -1))
+
+
+class PostNorm(nn.Module):
+    """Norms after the sums; two kinds of look-up answered by one head."""
+
+    def __init__(self, width: int, factor: float) -> None:
+        super().__init__()
+        self.embed = nn.Linear(WIDTH, width)
+        self.attends = nn.ModuleList(Cosine(width, 4) for _ in range(2))
+        for a in self.attends:
+            a.factor = factor  # type: ignore[assignment]
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 64), nn.SiLU(), nn.Linear(64, width)) for _ in range(2)
+        )
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for i, (attend, mlp) in enumerate(zip(self.attends, self.mlps, strict=True)):
+            x = self.norms[2 * i](x + attend(x))
+            x = self.norms[2 * i + 1](x + mlp(x))
+        answers: Tensor = self.head(x)
+        return answers
+
+
+def cosine(factor: float) -> Training:
+    torch.manual_seed(12)
+    return adam(PostNorm(48, factor), partial(lookup, n=20), per_token, steps=250)
+
+
+class Additive(nn.Module):
+    """A recurrent decoder that looks at the source before each symbol (Bahdanau)."""
+
+    def __init__(self, width: int, temperature: float) -> None:
+        super().__init__()
+        self.width = width
+        self.embed = nn.Embedding(11, width)
+        self.places = nn.Parameter(0.5 * torch.randn(8, width))
+        self.decoder = nn.GRUCell(2 * width, width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.score = nn.Linear(width, 1, bias=False)
+        self.head = nn.Linear(2 * width, 11)
+        self.temperature = temperature
+
+    def forward(self, x: Tensor, shifted: Tensor) -> Tensor:
+        memory = self.embed(x) + self.places
+        keys = self.key(memory)
+        state, read = torch.zeros(len(x), self.width), memory.mean(1)
+        answers = []
+        for symbol in self.embed(shifted).unbind(1):
+            state = self.decoder(torch.cat([symbol, read], -1), state)
+            scores = self.score(torch.tanh(keys + self.query(state)[:, None]))[..., 0]
+            weights = torch.softmax(scores / self.temperature, -1)
+            read = (weights[..., None] * memory).sum(1)
+            answers.append(self.head(torch.cat([state, read], -1)))
+        return torch.stack(answers, 1)
+
+
+def additive(temperature: float) -> Training:
+    torch.manual_seed(13)
+    return adam(Additive(32, temperature), reversed_pair, per_token, lr=2e-3, steps=240)
+
+
+class Reader(nn.Module):
+    """A question reads a memory by one cross-attention; `twice` normalises the weights again."""
+
+    def __init__(self, width: int, twice: bool) -> None:
+        super().__init__()
+        self.slots = nn.Linear(KEY + CLASSES, width)
+        self.ask = nn.Linear(KEY, width)
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, width)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
+        self.twice = twice
+
+    def forward(self, memory: Tensor, question: Tensor) -> Tensor:
+        slots = self.slots(memory)
+        query = self.q(self.ask(question))
+        scores = torch.einsum("bd,bnd->bn", query, self.k(slots)) / math.sqrt(query.shape[-1])
+        if self.twice:
+            scores = torch.softmax(scores, -1)
+        weights = torch.softmax(scores, -1)
+        answers: Tensor = self.head(torch.einsum("bn,bnd->bd", weights, self.v(slots)))
+        return answers
+
+
+def reader(twice: bool) -> Training:
+    torch.manual_seed(14)
+    return adam(Reader(32, twice), partial(recall, n=40), per_sample, lr=4e-3, steps=250)
+
+
+class Glimpses(nn.Module):
+    """Several heads look into the memory; the weights are kept, for a regulariser."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.ask = nn.Linear(KEY, heads * width)
+        self.keys = nn.Linear(KEY, heads * width)
+        self.heads = heads
+        self.head = nn.Linear(heads * CLASSES, CLASSES)
+        self.weights = torch.zeros(0)
+
+    def forward(self, memory: Tensor, question: Tensor) -> Tensor:
+        keys, values = memory.split([KEY, CLASSES], -1)
+        q = self.ask(question).unflatten(-1, (self.heads, -1))
+        k = self.keys(keys).unflatten(-1, (self.heads, -1))
+        scores = torch.einsum("bhd,bnhd->bhn", q, k) / math.sqrt(q.shape[-1])
+        self.weights = torch.softmax(scores, -1)
+        answers: Tensor = self.head((self.weights @ values).flatten(1))
+        return answers
+
+
+def spread_out(strength: float, model: Glimpses, *batch: Tensor) -> Tensor:
+    """The answer's loss, plus how far the weights are from being equal."""
+    answer = per_sample(model, *batch)
+    w = model.weights
+    return answer + strength * (w * torch.log(w * w.shape[-1] + 1e-9)).sum(-1).mean()
+
+
+def glimpses(strength: float) -> Training:
+    torch.manual_seed(15)
+    model = Glimpses(2, 16)
+    return adam(model, partial(recall, n=20), partial(spread_out, strength), lr=6e-3, steps=250)
+
+
+class Haystack(nn.Module):
+    """A learnt bilinear form finds the entry that is asked for, among very many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = nn.Linear(KEY, 24)
+        self.keys = nn.Linear(KEY, 24)
+        self.values = nn.Linear(CLASSES, 16)
+        self.answer = nn.Sequential(nn.Linear(16, 24), nn.ELU(), nn.Linear(24, CLASSES))
+
+    def forward(self, memory: Tensor, question: Tensor) -> Tensor:
+        keys, values = memory.split([KEY, CLASSES], -1)
+        scores = (self.keys(keys) * self.ask(question)[:, None]).sum(-1) * 24**-0.5
+        read = torch.softmax(scores, -1)[:, None] @ self.values(values)
+        answers: Tensor = self.answer(read[:, 0])
+        return answers
+
+
+def haystack(n: int) -> Training:
+    torch.manual_seed(16)
+    model = Haystack()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    return Training(model, partial(recall, batch=16, n=n), per_sample, optimizer, steps=250)
+
+
+class GemmaTagger(nn.Module):
+    def __init__(self, scalar: int) -> None:
+        super().__init__()
+        from transformers import Gemma2Config, Gemma2Model
+
+        config = Gemma2Config(
+            vocab_size=16,
+            pad_token_id=15,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=32,
+            query_pre_attn_scalar=scalar,
+            initializer_range=0.1,
+            attn_implementation="eager",
+        )
+        self.gemma = Gemma2Model(config)
+        self.head = nn.Linear(32, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.gemma(input_ids=x, use_cache=False).last_hidden_state)
+        return answers
+
+
+def gemma(scalar: int) -> Training:
+    torch.manual_seed(17)
+    return adam(GemmaTagger(scalar), echoes, per_token, lr=4e-3)
+
+
+class Filter(nn.Module):
+    """Nodes read their neighbours, of which many are noise and say so (GATv2)."""
+
+    def __init__(self, width: int, divisor: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(9, width)
+        self.mine, self.theirs = nn.Linear(width, width), nn.Linear(width, width)
+        self.score = nn.Linear(width, 1, bias=False)
+        self.mix = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+        self.divisor = divisor
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        h = self.project(x)
+        pair = self.mine(h)[:, None] + self.theirs(h)[None]
+        scores = self.score(F.leaky_relu(pair, 0.2))[..., 0] / self.divisor
+        scores = torch.where(graph > 0, scores, torch.tensor(-1e9))
+        answers: Tensor = self.mix(torch.softmax(scores, -1) @ h)
+        return answers
+
+
+def liars(step: int, nodes: int = 60) -> Batch:
+    """A dense graph; a node's class is what its honest neighbours' features say."""
+    g = generator(step, 10)
+    group = torch.arange(nodes) % 4
+    graph = (group[:, None] == group).float()
+    honest = torch.rand(nodes, generator=g) < 0.3
+    honest[:4] = True
+    centre = torch.randn(4, 8, generator=generator(0, 11))
+    noise = torch.randn(nodes, 8, generator=g)
+    # A node doesn't know its own group: it has its neighbours' word for it only.
+    x = torch.where(honest[:, None], centre[group] + 0.3 * noise, 8.0 * noise)
+    return torch.cat([x, 3.0 * honest[:, None].float()], -1), graph, group
+
+
+def graph_filter(divisor: float) -> Training:
+    torch.manual_seed(18)
+    return adam(Filter(24, divisor), liars, per_sample, lr=5e-3)
+
+
+def last_diffuse(run: Observed, twin: Observed | None) -> dict[str, Any]:
+    """The softmax that is called last, whose weights are used, stays even to the end."""
+    found = min(c.entropies[-1] for c in run.checkpoints)
+    evidence = {"entropy": found, "loss": run.loss_last, "twin_loss": twin.loss_last if twin else 0}
+    return {"is": found >= 0.97, **evidence}
+
+
+DIFFUSE = Fault(
+    "ind4-diffuse",
+    must=[["diffuse-softmax"]],
+    symptom=diffuse(0.97),
+    variants=[
+        Variant(
+            "mistyped-scale",
+            healthy=partial(mistyped_scale, 40**-0.5),
+            broken=partial(mistyped_scale, 40**-2.5),
+            # Queries and keys read what the values read, and get a thousandth of the gradient.
+            may=["starved-pathway"],
+        ),
+        Variant(
+            "cosine-no-factor",
+            healthy=partial(cosine, 25.0),
+            broken=partial(cosine, 12**-0.5 / 12),
+        ),
+        Variant(
+            "additive-hot",
+            healthy=partial(additive, 1.0),
+            broken=partial(additive, 500.0),
+            # Each look at the source depends on the last by the decoder's state alone.
+            may=["information-bottleneck"],
+            healthy_may=["information-bottleneck"],
+        ),
+        Variant(
+            "softmax-twice",
+            healthy=partial(reader, False),
+            broken=partial(reader, True),
+            symptom=last_diffuse,
+        ),
+        Variant(
+            "kept-uniform",
+            healthy=partial(glimpses, 0.0),
+            broken=partial(glimpses, 30.0),
+            # Keys and question have no other way to the loss.
+            may=["softmax-borne"],
+            healthy_may=["softmax-borne"],
+        ),
+        Variant(
+            "haystack",
+            healthy=partial(haystack, 12),
+            broken=partial(haystack, 2500),
+            # Keys and question have no other way to the loss, and it is 1/2500 wide.
+            may=["vanishing-gradient", "softmax-borne"],
+            healthy_may=["softmax-borne"],
+        ),
+        Variant(
+            "library-scalar",
+            healthy=partial(gemma, 16),
+            broken=partial(gemma, 16**8),
+            symptom=diffuse(0.85),  # the mask shortens the rows
+            may=["starved-pathway"],
+        ),
+        Variant(
+            "graph-divisor",
+            healthy=partial(graph_filter, 1.0),
+            broken=partial(graph_filter, 500.0),
+            symptom=diffuse(0.65),  # 15 neighbours of 60: a logarithm of 0.66
+        ),
+    ],
+)
+
+FAULTS = [PEAKED, DIFFUSE]
