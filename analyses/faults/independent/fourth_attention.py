@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Fault, Make, Symptom, Variant
 from analyses.faults.independent.kit_fourth_attention import (
     CLASSES,
     KEY,
@@ -22,6 +23,7 @@ from analyses.faults.independent.kit_fourth_attention import (
     digits,
     generator,
     lookup,
+    patches,
     per_sample,
     per_token,
     recall,
@@ -676,4 +678,317 @@ DIFFUSE = Fault(
     ],
 )
 
-FAULTS = [PEAKED, DIFFUSE]
+# Two attention layers with next to nothing between them.
+
+
+def narrow_between(make: Make, first: str, second: str, attended: int) -> Symptom:
+    """The rank of the second layer's dependence on the first's output is a tenth of the numbers.
+
+    `attended` counts the numbers in the values that the first layer attends to.
+    """
+
+    def symptom(run: Observed, twin: Observed | None) -> dict[str, Any]:
+        training = make()
+        model = training.model.double()
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str, module: nn.Module, given: Any, out: Any) -> None:
+            kept.setdefault(name, out[0] if isinstance(out, tuple) else out)
+
+        for name in (first, second):
+            model.get_submodule(name).register_forward_hook(partial(keep, name))
+        batch = [t.double() if t.is_floating_point() else t for t in training.batch(0)]
+        training.loss(model, *batch)
+        g = generator(0, 13)
+        rows = []
+        for _ in range(150):
+            weights = torch.randn(kept[second][0].shape, generator=g, dtype=torch.double)
+            wanted = (kept[second][0] * weights).sum()
+            row = torch.autograd.grad(wanted, kept[first], retain_graph=True)[0]
+            rows.append(row[0].flatten())
+        values = torch.linalg.svdvals(torch.stack(rows))
+        rank = int((values > 1e-9 * values[0]).sum())
+        evidence = {"rank": rank, "of": attended, "loss": run.loss_last}
+        if twin:
+            evidence["twin"] = twin.loss_last
+        return {"is": 0 < rank <= attended / 10, **evidence}
+
+    return symptom
+
+
+class OneVector(nn.Module):
+    """Encoder and decoder of symbols; the faulty one hands over the tokens' mean only."""
+
+    def __init__(self, width: int, n: int, mean: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, width)
+        self.places = nn.Parameter(0.5 * torch.randn(n, width))
+        self.encoder = Block(Attend(width, 2), width)
+        self.hand_over = nn.Linear(width, width)
+        self.decoder = Block(Attend(width, 2), width)
+        self.slots = nn.Parameter(0.5 * torch.randn(n, width))
+        self.head = nn.Linear(width, 20)
+        self.mean = mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        coded = self.hand_over(self.encoder(self.embed(x) + self.places))
+        if self.mean:
+            coded = coded.mean(1, keepdim=True)
+        answers: Tensor = self.head(self.decoder(self.slots + coded))
+        return answers
+
+
+def many_symbols(step: int) -> Batch:
+    x = torch.randint(20, (24, 24), generator=generator(step, 14))
+    return x, x.flip(1)
+
+
+def one_vector(mean: bool) -> Training:
+    torch.manual_seed(21)
+    return adam(OneVector(32, 24, mean), many_symbols, per_token, lr=4e-3)
+
+
+class Broadcast(nn.Module):
+    """Two library attentions; in between, each token may get the mean in place of itself."""
+
+    def __init__(self, width: int, pooled: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(WIDTH, width)
+        self.first = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.places = nn.Parameter(torch.randn(16, width))
+        self.second = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
+        self.pooled = pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = self.norm(x + self.first(x, x, x)[0])
+        if self.pooled:
+            x = x.mean(1, keepdim=True).expand(x.shape)
+        x = x + self.places
+        x = x + self.second(x, x, x)[0]
+        answers: Tensor = self.head(x)
+        return answers
+
+
+def broadcast(pooled: bool) -> Training:
+    torch.manual_seed(22)
+    return adam(Broadcast(40, pooled), lookup, per_token, lr=4e-3, steps=250)
+
+
+class Latents(nn.Module):
+    """Latent vectors read the tokens, think, and are read by the places (perceiver)."""
+
+    def __init__(self, given: int, width: int, n: int, latents: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(given, width)
+        self.places = nn.Parameter(torch.randn(n, width))
+        self.latents = nn.Parameter(torch.randn(latents, width))
+        self.read = Attend(width)
+        self.think = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.asks = nn.Parameter(torch.randn(n, width))
+        self.answer = Attend(width)
+        self.head = nn.Linear(width, given)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x) + self.places
+        latent = self.read(self.latents.expand(len(x), -1, -1), tokens)
+        latent = latent + self.latents
+        latent = latent + self.think(latent)
+        answers: Tensor = self.head(self.answer(self.asks.expand(len(x), -1, -1), latent))
+        return answers
+
+
+def vectors(step: int) -> Batch:
+    """Rows of random vectors, to be told again in their order."""
+    x = torch.randn(24, 24, 8, generator=generator(step, 15))
+    return x, x
+
+
+def squared(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(model(x), target)
+
+
+def latents(count: int) -> Training:
+    torch.manual_seed(23)
+    return adam(Latents(8, 32, 24, count), vectors, squared, lr=6e-3, steps=400, every=10)
+
+
+class Adapter(nn.Module):
+    """A narrow pair of linear maps, with or without the way around."""
+
+    def __init__(self, width: int, inner: int, around: bool) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.around = around
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.up(F.silu(self.down(x)))
+        return x + y if self.around else y
+
+
+def adapter(around: bool) -> Training:
+    torch.manual_seed(24)
+    width = 48
+    body = nn.Sequential(
+        Block(Attend(width, 3), width), Adapter(width, 1, around), Block(Attend(width, 3), width)
+    )
+    return adam(Tokens(WIDTH, width, body), lookup, per_token, lr=3e-3)
+
+
+class ClassTokenOnly(nn.Module):
+    """An image's patches, told again after two stages; one keeps its class token only."""
+
+    def __init__(self, width: int, only: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, width)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.places = nn.Parameter(0.3 * torch.randn(17, width))
+        self.stage1 = Block(Attend(width, 4), width)
+        self.masks = nn.Parameter(0.3 * torch.randn(16, width))
+        self.stage2 = Block(Attend(width, 4), width)
+        self.head = nn.Linear(width, 4)
+        self.only = only
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1) + self.places
+        x = self.stage1(x)
+        x = x[:, :1].expand(-1, 16, -1) if self.only else x[:, 1:]
+        answers: Tensor = self.head(self.stage2(x + self.masks))
+        return answers
+
+
+def mirrored_image(step: int) -> Batch:
+    """Patches of two digits laid over each other, and of the same upside down."""
+    a, b = digits(step)[0], digits(step + 50_000)[0]
+    image = a - b.transpose(1, 2)
+    return patches(image), patches(image.flip(1))
+
+
+def class_token_only(only: bool) -> Training:
+    torch.manual_seed(25)
+    return adam(ClassTokenOnly(16, only), mirrored_image, squared, lr=5e-3, steps=250)
+
+
+class Hops(nn.Module):
+    """A question reads a memory, and what it found asks once more (end-to-end memory)."""
+
+    def __init__(self, state: int) -> None:
+        super().__init__()
+        self.keys1, self.keys2 = nn.Linear(KEY, KEY), nn.Linear(KEY, KEY)
+        self.hop1, self.hop2 = Read(), Read()
+        self.down, self.up = nn.Linear(KEY, state), nn.Linear(state, KEY)
+        self.head = nn.Linear(KEY, KEY)
+        for layer in (self.keys1, self.keys2, self.down, self.up):
+            nn.init.eye_(layer.weight)
+
+    def forward(self, memory: Tensor, question: Tensor) -> Tensor:
+        keys, values = memory.split(KEY, -1)
+        u = self.hop1(question, self.keys1(keys), values)
+        u = self.hop2(self.up(self.down(u)), self.keys2(keys), values)
+        answers: Tensor = self.head(u)
+        return answers
+
+
+class Read(nn.Module):
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        weights = torch.softmax((keys @ query[..., None])[..., 0] * keys.shape[-1] ** -0.5, -1)
+        return (weights[:, None] @ values)[:, 0]
+
+
+def chains(step: int, batch: int = 32, n: int = 20) -> Batch:
+    """Slots of a key and the key of the next; asked is what comes after the next one."""
+    g = generator(step, 16)
+    key = torch.randn(batch, n, KEY, generator=g)
+    order = torch.rand(batch, n, generator=g).argsort(-1)
+    rows = torch.arange(batch)[:, None]
+    links = torch.empty(batch, n, dtype=torch.long)
+    links[rows, order] = order.roll(-1, 1)
+    following = key[rows, links]
+    at = torch.randint(n, (batch, 1), generator=g)
+    answer = following[rows, links[rows, at]][:, 0]
+    return torch.cat([key, following], -1), key[rows, at][:, 0], answer
+
+
+def squared_answer(model: nn.Module, memory: Tensor, question: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(model(memory, question), target)
+
+
+def hops(state: int) -> Training:
+    torch.manual_seed(26)
+    return adam(Hops(state), chains, squared_answer, lr=5e-3, steps=300)
+
+
+def _bottleneck(
+    name: str,
+    make: Callable[[Any], Training],
+    sound: Any,
+    faulty: Any,
+    layers: tuple[str, str],
+    attended: int,
+    **more: Any,
+) -> Variant:
+    """A variant with the measurement that suits its layers."""
+    broken = partial(make, faulty)
+    symptom = narrow_between(broken, *layers, attended)
+    return Variant(name, healthy=partial(make, sound), broken=broken, symptom=symptom, **more)
+
+
+BOTTLENECK = Fault(
+    "ind4-between-attentions",
+    must=[["information-bottleneck"]],
+    variants=[
+        _bottleneck(
+            "one-vector",
+            one_vector,
+            False,
+            True,
+            ("encoder.attend", "decoder.attend"),
+            24 * 32,
+        ),
+        _bottleneck("mean-for-all", broadcast, False, True, ("first", "second"), 16 * 40),
+        _bottleneck(
+            "two-latents",
+            latents,
+            24,
+            2,
+            ("read", "answer"),
+            24 * 32,
+            # Each place settles for one of the two latents, and stays with it.
+            may=["peaked-softmax"],
+        ),
+        _bottleneck(
+            "narrow-adapter",
+            adapter,
+            True,
+            False,
+            ("body.0.attend", "body.2.attend"),
+            16 * 48,
+        ),
+        _bottleneck(
+            "class-token-only",
+            class_token_only,
+            False,
+            True,
+            ("stage1.attend", "stage2.attend"),
+            17 * 16,
+        ),
+        _bottleneck(
+            "squeezed-hop",
+            hops,
+            12,
+            2,
+            ("hop1", "hop2"),
+            20 * 12,
+            # What lies between the reads is used as a question only: all its gradient comes
+            # through a softmax. The sound network's reads hang together by one vector, too.
+            may=["softmax-borne"],
+            healthy_may=["information-bottleneck", "softmax-borne"],
+        ),
+    ],
+)
+
+FAULTS = [PEAKED, DIFFUSE, BOTTLENECK]
