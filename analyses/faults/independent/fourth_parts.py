@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from functools import partial
 from statistics import median
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from analyses.faults.case import Fault, Symptom, Variant
 from analyses.faults.independent.kit_fourth_parts import (
@@ -17,13 +20,16 @@ from analyses.faults.independent.kit_fourth_parts import (
     conv,
     digit_images,
     flat_digits,
+    grammar,
+    next_symbol,
     patches,
     signs,
     source,
+    words,
 )
 from analyses.faults.observe import Observed
-from analyses.faults.symptoms import learns_less
-from analyses.faults.training import Batch, Training
+from analyses.faults.symptoms import learns_less, left_out, no_gradient_before
+from analyses.faults.training import Batch, Training, ordinary
 
 SPLITS = ("test",)
 
@@ -547,7 +553,7 @@ class Pair(nn.Module):
         return out
 
 
-def _rings(step: int, size: int = 64) -> Batch:
+def rings(step: int, size: int = 64) -> Batch:
     g = source(step, 9)
     angle = 6.28 * torch.rand(size, generator=g)
     ring = 3 * torch.stack([angle.cos(), angle.sin()], 1)
@@ -567,7 +573,7 @@ def one_backward() -> Training:
     torch.manual_seed(54)
     model = Pair()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return Training(model, _rings, _in_one, optimizer, steps=300, every=10)
+    return Training(model, rings, _in_one, optimizer, steps=300, every=10)
 
 
 class Reader(nn.Module):
@@ -655,4 +661,561 @@ CANCELLING = Fault(
     ],
 )
 
-FAULTS = [STARVED, CANCELLING]
+
+# Parts that run and get no gradient.
+
+
+class Staged(nn.Module):
+    """Three stages of convolutions, the first recomputed in the backward pass to save memory."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.early = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.GroupNorm(3, 12), nn.ReLU(),
+            nn.Conv2d(12, 12, 3, padding=1), nn.GroupNorm(3, 12), nn.ReLU(),
+        )  # fmt: skip
+        self.middle = nn.Sequential(nn.Conv2d(12, 16, 3, 2, 1), nn.GroupNorm(4, 16), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x = checkpoint(self.early, x, use_reentrant=self.reentrant)
+        out: Tensor = self.head(self.middle(x))
+        return out
+
+
+def staged(reentrant: bool) -> Training:
+    """Digits with a checkpointed first stage, whose input asks for no gradient."""
+    torch.manual_seed(61)
+    model = Staged(reentrant)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return Training(model, digit_images, classify, optimizer, steps=120)
+
+
+class GraphNet(nn.Module):
+    """Two rounds of messages over a graph, then a readout; features may be taken as given."""
+
+    def __init__(self, fixed: bool, width: int = 24) -> None:
+        super().__init__()
+        self.fixed = fixed
+        self.into, self.again = nn.Linear(4, width), nn.Linear(width, width)
+        self.own, self.own_again = nn.Linear(4, width), nn.Linear(width, width)
+        self.readout = nn.Sequential(nn.Linear(width, 16), nn.ELU(), nn.Linear(16, 1))
+
+    def features(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Of a graph: sum over its nodes."""
+        x = F.elu(self.into(edges @ x) + self.own(x))
+        x = F.elu(self.again(edges @ x) + self.own_again(x))
+        return x.sum(1) / 4
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        if self.fixed:
+            with torch.no_grad():
+                x = self.features(x, edges)
+        else:
+            x = self.features(x, edges)
+        out: Tensor = self.readout(x).squeeze(-1)
+        return out
+
+
+def _graphs(step: int, size: int = 32, nodes: int = 10) -> Batch:
+    g = source(step, 12)
+    there = (torch.rand(size, nodes, nodes, generator=g) < 0.3).float().triu(1)
+    there = there + there.transpose(1, 2)
+    edges = there / there.sum(-1, keepdim=True).clamp(min=1)
+    x = torch.randn(size, nodes, 4, generator=g)
+    along = (edges @ x[..., :1] - x[..., 1:2]).abs().squeeze(-1)
+    return x, edges, 2 * (along.mean(1) - 0.85) + x[..., 3].mean(1)
+
+
+def _on_graph(model: nn.Module, x: Tensor, edges: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(model(x, edges), y)
+
+
+def graph_net(fixed: bool) -> Training:
+    """Regression on graphs."""
+    torch.manual_seed(62)
+    model = GraphNet(fixed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    return Training(model, _graphs, _on_graph, optimizer, steps=300, every=10)
+
+
+class Switch(nn.Module):
+    """One expert per sample; what the router says of its share of the samples may not count."""
+
+    def __init__(self, weighed: bool, experts: int = 4, width: int = 40) -> None:
+        super().__init__()
+        self.weighed = weighed
+        self.trunk = nn.Linear(64, width)
+        self.router = nn.Linear(64, experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width))
+            for _ in range(experts)
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shares = self.router(x).softmax(-1)
+        confidence, chosen = shares.max(-1)
+        load = chosen.bincount(minlength=len(self.experts)) / len(x)
+        x = self.trunk(x)
+        out = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            mine = (chosen == i).nonzero().squeeze(-1)
+            said = expert(x[mine])
+            if self.weighed:
+                said = said * confidence[mine].unsqueeze(-1)
+            out = out.index_add(0, mine, said)
+        return self.head(out), len(load) * (load * shares.mean(0)).sum()
+
+
+def _routed(balance: float, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    logits, unevenness = model(x)
+    loss = F.cross_entropy(logits, y)
+    return loss + balance * unevenness if balance else loss
+
+
+def switch(weighed: bool) -> Training:
+    """Digits by hard-routed experts."""
+    torch.manual_seed(88)
+    model = Switch(weighed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    loss = partial(_routed, 0.1 if weighed else 0.0)
+    return Training(model, flat_digits, loss, optimizer, steps=200)
+
+
+class Codes(nn.Module):
+    """An autoencoder by the nearest of learned codes, in eight slots."""
+
+    def __init__(self, straight: bool) -> None:
+        super().__init__()
+        self.straight = straight
+        self.encoder = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 32))
+        self.codebook = nn.Embedding(24, 4)
+        nn.init.normal_(self.codebook.weight, std=0.3)
+        self.decoder = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.encoder(x).view(len(x), 8, 4)
+        nearest = torch.cdist(z.detach(), self.codebook.weight.detach()).argmin(-1)
+        code = self.codebook(nearest)
+        cost = F.mse_loss(code, z.detach())
+        if self.straight:
+            cost = cost + 0.25 * F.mse_loss(z, code.detach())
+            code = z + (code - z).detach()
+        return self.decoder(code.flatten(1)), cost
+
+
+def _rebuilt(model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+    again, cost = model(x)
+    return F.mse_loss(again, x) + cost
+
+
+def codes(straight: bool) -> Training:
+    """Digits through a codebook."""
+    torch.manual_seed(64)
+    model = Codes(straight)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    return Training(model, flat_digits, _rebuilt, optimizer, steps=300, every=10)
+
+
+class Unet(nn.Module):
+    """Down and up with a skip, and a coarse mask beside the fine one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = conv(1, 10), conv(10, 20, stride=2)
+        self.coarse = nn.Conv2d(20, 1, 1)
+        self.up = nn.ConvTranspose2d(20, 10, 2, 2)
+        self.join = conv(20, 10)
+        self.fine = nn.Conv2d(10, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.down(x)
+        deep = self.deep(first)
+        x = self.join(torch.cat([first, self.up(deep)], 1))
+        return self.fine(x), self.coarse(deep)
+
+
+def _masks(weight: float, model: nn.Module, x: Tensor, mask: Tensor, _: Tensor) -> Tensor:
+    fine, coarse = model(x)
+    loss = F.binary_cross_entropy_with_logits(fine, mask)
+    small = F.binary_cross_entropy_with_logits(coarse, F.avg_pool2d(mask, 2))
+    return loss + weight * small if weight else loss
+
+
+def unet(weight: float) -> Training:
+    """Masks of striped squares, with or without the coarse mask in the loss."""
+    torch.manual_seed(65)
+    model = Unet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    return Training(model, patches, partial(_masks, weight), optimizer, steps=120)
+
+
+class Echo(nn.Module):
+    """Encoder and decoder of a sequence; the state between them may be handed over bare."""
+
+    def __init__(self, bare: bool, kinds: int = 12, width: int = 48) -> None:
+        super().__init__()
+        self.bare = bare
+        self.symbols, self.said = nn.Embedding(kinds, 16), nn.Embedding(kinds + 1, 16)
+        self.encoder = nn.GRU(16, width, batch_first=True)
+        self.decoder = nn.GRUCell(16, width)
+        self.head = nn.Linear(width, kinds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, state = self.encoder(self.symbols(x))
+        h = state[0].data.clone() if self.bare else state[0]
+        before = torch.cat([torch.full_like(x[:, :1], 12), x.flip(1)[:, :-1]], 1)
+        rows = []
+        for said in self.said(before).unbind(1):
+            h = self.decoder(said, h)
+            rows.append(self.head(h))
+        return torch.stack(rows, 1)
+
+
+def _sentences(step: int) -> Batch:
+    x = words(step, length=5)
+    return x, x.flip(1)
+
+
+def echo(bare: bool) -> Training:
+    """A sequence said backwards."""
+    torch.manual_seed(66)
+    model = Echo(bare)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    return Training(model, _sentences, next_symbol, optimizer, steps=300, every=10)
+
+
+# What gets no gradient does not move either.
+DETACHED = Fault(
+    "ind4-wiring-detached",
+    must=[["detached"]],
+    may=["no-update"],
+    variants=[
+        Variant(
+            "reentrant-checkpoint",
+            healthy=partial(staged, False),
+            broken=partial(staged, True),
+            symptom=no_gradient_before("early."),
+        ),
+        Variant(
+            "graph-without-gradient",
+            healthy=partial(graph_net, False),
+            broken=partial(graph_net, True),
+            symptom=no_gradient_before("into."),
+        ),
+        Variant(
+            "router-by-argmax",
+            healthy=partial(switch, True),
+            broken=partial(switch, False),
+            symptom=no_gradient_before("router."),
+        ),
+        Variant(
+            "codes-not-straight-through",
+            healthy=partial(codes, True),
+            broken=partial(codes, False),
+            symptom=no_gradient_before("encoder."),
+        ),
+        Variant(
+            "coarse-mask-forgotten",
+            healthy=partial(unet, 0.4),
+            broken=partial(unet, 0.0),
+            symptom=no_gradient_before("coarse."),
+        ),
+        Variant(
+            "state-as-data",
+            healthy=partial(echo, False),
+            broken=partial(echo, True),
+            symptom=no_gradient_before("encoder."),
+        ),
+    ],
+)
+
+
+# Parts that nobody steps.
+
+
+class Block(nn.Module):
+    """A residual block of two linear layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.down(self.up(self.norm(x)).relu())
+        return out
+
+
+class Listed(nn.Module):
+    """Blocks in a list that the module knows of, or in a plain one."""
+
+    def __init__(self, plain: bool, width: int = 24) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, width), nn.Linear(width, 2)
+        blocks = [Block(width) for _ in range(3)]
+        self.blocks: Any = blocks if plain else nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.last(x)
+        return out
+
+
+def listed(plain: bool) -> Training:
+    """Whether two signs agree, by residual blocks."""
+    torch.manual_seed(71)
+    model = Listed(plain)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    return Training(model, signs, classify, optimizer, steps=250)
+
+
+class Folded(nn.Module):
+    """A convolutional autoencoder with a narrow code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 12, 3, 2, 1), nn.ELU(), nn.Flatten(), nn.Linear(192, 6)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(6, 192), nn.ELU(), nn.Unflatten(1, (12, 4, 4)),
+            nn.ConvTranspose2d(12, 1, 2, 2),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.decoder(self.encoder(x))
+        return out
+
+
+def _itself(model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+    return F.mse_loss(model(x), x)
+
+
+def folded(everything: bool) -> Training:
+    """Digits rebuilt; the optimizer has all, or the decoder."""
+    torch.manual_seed(72)
+    model = Folded()
+    held = model if everything else model.decoder
+    optimizer = torch.optim.RMSprop(held.parameters(), lr=2e-3)
+    return Training(model, digit_images, _itself, optimizer, steps=200)
+
+
+class Speller(nn.Module):
+    """Symbol after symbol by an LSTM."""
+
+    def __init__(self, kinds: int = 16, width: int = 48) -> None:
+        super().__init__()
+        self.symbols = nn.Embedding(kinds, 24)
+        self.recurrent = nn.LSTM(24, width, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, kinds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(self.recurrent(self.symbols(x))[0]))
+        return out
+
+
+def speller(only_known: bool) -> Training:
+    """A made-up grammar; weights decay in groups by kind of module, of which some are forgotten."""
+    torch.manual_seed(73)
+    model = Speller()
+    decayed, rest = list(model.head.parameters()), list(model.norm.parameters())
+    if not only_known:
+        decayed += list(model.recurrent.parameters())
+        rest += list(model.symbols.parameters())
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    return Training(model, grammar, next_symbol, optimizer, steps=250)
+
+
+class Residual(nn.Module):
+    """A block of two convolutions beside a skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(width, width), nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.body(x)).relu()
+
+
+class ResNet(nn.Module):
+    """A small residual network."""
+
+    def __init__(self, classes: int, width: int = 12) -> None:
+        super().__init__()
+        self.stem = conv(1, width)
+        self.blocks = nn.Sequential(Residual(width), nn.MaxPool2d(2), Residual(width))
+        self.head = nn.Linear(16 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.blocks(self.stem(x)).flatten(1))
+        return out
+
+
+def new_head(late: bool) -> Training:
+    """A network for a hundred classes gets a head for ten: before or after the optimizer."""
+    torch.manual_seed(74)
+    model = ResNet(100)
+    head = nn.Linear(192, 10)
+    if not late:
+        model.head = head
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    model.head = head
+    return Training(model, digit_images, classify, optimizer, steps=120)
+
+
+class Dilated(nn.Module):
+    """Dilated convolutions over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(1, 10, 5, padding=2), nn.GELU(), nn.Conv1d(10, 10, 5, padding=4, dilation=2),
+            nn.GELU(), nn.Conv1d(10, 10, 5, padding=8, dilation=4), nn.GELU(),
+            nn.AvgPool1d(8),
+        )  # fmt: skip
+        for part in self.body:
+            if isinstance(part, nn.Conv1d):
+                nn.init.kaiming_normal_(part.weight)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(80, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+def _thaw(training: Training, step: int) -> dict[str, Any]:
+    if step == 30:
+        training.model.get_submodule("body").requires_grad_(True)
+    return ordinary(training, step)
+
+
+def _bumps(step: int, size: int = 48, length: int = 64) -> Batch:
+    g = source(step, 13)
+    y = torch.randint(3, (size,), generator=g)
+    place = torch.randint(8, length - 8, (size, 1), generator=g)
+    at = (torch.arange(length) - place).float()
+    shape = torch.stack([(-(at**2) / 18).exp(), -at.sign() * (at.abs() < 6), (at * 1.6).sin()
+                         * (at.abs() < 6)])  # fmt: skip
+    x = 1.5 * shape[y, torch.arange(size)] + 0.3 * torch.randn(size, length, generator=g)
+    return x.unsqueeze(1), y
+
+
+def thawed(all_held: bool) -> Training:
+    """The body is frozen for 30 steps; the optimizer holds all, or what trained at first."""
+    torch.manual_seed(75)
+    model = Dilated()
+    model.body.requires_grad_(False)
+    held = [p for p in model.parameters() if all_held or p.requires_grad]
+    optimizer = torch.optim.Adam(held, lr=4e-3)
+    return Training(model, _bumps, classify, optimizer, steps=250, step=_thaw)
+
+
+class Views(nn.Module):
+    """Encoder and projector of a contrastive loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 96), nn.BatchNorm1d(96), nn.ReLU())
+        self.projector = nn.Sequential(nn.Linear(96, 48), nn.ReLU(), nn.Linear(48, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.projector(self.encoder(x)), dim=-1)
+
+
+def _two_views(step: int) -> Batch:
+    x, _ = flat_digits(step)
+    g = source(step, 14)
+    first, second = (
+        x * (torch.rand(x.shape, generator=g) < 0.6) + 0.3 * torch.randn(x.shape, generator=g)
+        for _ in range(2)
+    )
+    return first, second
+
+
+def _contrast(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+    alike = model(first) @ model(second).T / 0.2
+    return F.cross_entropy(alike, torch.arange(len(first)))
+
+
+def views(copied: bool) -> Training:
+    """Contrastive learning; the encoder may be a copy of the one the optimizer was given."""
+    torch.manual_seed(76)
+    model = Views()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    if copied:
+        model.encoder = copy.deepcopy(model.encoder)
+    return Training(model, _two_views, _contrast, optimizer, steps=200)
+
+
+def _apart(model: Any, x: Tensor, z: Tensor) -> Tensor:
+    cost = F.binary_cross_entropy_with_logits
+    drawn = model(z)
+    real, fake, wanted = model.critic(x), model.critic(drawn.detach()), model.critic(drawn)
+    ones, zeros = torch.ones_like(real), torch.zeros_like(real)
+    return cost(real, ones) + cost(fake, zeros) + cost(wanted, ones)
+
+
+def in_turns(training: Training, step: int) -> dict[str, Any]:
+    """A step of the critic, then one of the generator."""
+    model: Any = training.model
+    x, z = training.batch(step)
+    cost = F.binary_cross_entropy_with_logits
+    ones, zeros = torch.ones(len(x), 1), torch.zeros(len(x), 1)
+    critic, generator = training.optimizer, training.others[0]
+    first = cost(model.critic(x), ones) + cost(model.critic(model(z).detach()), zeros)
+    first.backward()
+    critic.step()
+    model.zero_grad()
+    second = cost(model.critic(model(z)), ones)
+    second.backward()
+    generator.step()
+    model.zero_grad()
+    return {"loss": (first + second).detach()}
+
+
+def adversaries(right: bool) -> Training:
+    """A generator of rings and its critic, each with an optimizer, or twice the critic's."""
+    torch.manual_seed(77)
+    model = Pair()
+    critic = torch.optim.Adam(model.critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
+    held = model.generator if right else model.critic
+    generator = torch.optim.Adam(held.parameters(), lr=1e-3, betas=(0.5, 0.9))
+    return Training(
+        model, rings, _apart, critic, steps=300, every=10, step=in_turns, others=[generator]
+    )
+
+
+# What nobody steps does not move.
+LEFT_OUT = Fault(
+    "ind4-wiring-left-out",
+    must=[["not-in-optimizer"]],
+    may=["no-update"],
+    symptom=left_out(),
+    variants=[
+        Variant("plain-list", healthy=partial(listed, False), broken=partial(listed, True)),
+        Variant("decoder-only", healthy=partial(folded, True), broken=partial(folded, False)),
+        Variant("groups-by-kind", healthy=partial(speller, False), broken=partial(speller, True)),
+        Variant("head-after", healthy=partial(new_head, False), broken=partial(new_head, True)),
+        Variant("thawed-later", healthy=partial(thawed, True), broken=partial(thawed, False)),
+        Variant(
+            "copied-after",
+            healthy=partial(views, False),
+            broken=partial(views, True),
+        ),
+        # no twin: the loss of adversaries need not fall
+        Variant("critic-twice", broken=partial(adversaries, False)),
+    ],
+)
+
+FAULTS = [STARVED, CANCELLING, DETACHED, LEFT_OUT]
