@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from analyses.faults.case import Fault, Symptom, Variant
 from analyses.faults.independent import kit_fourth_depth as kit
 from analyses.faults.observe import Observed
-from analyses.faults.symptoms import learns_less, overshoots, unmoved
+from analyses.faults.symptoms import learns_less, not_finite, overshoots, unmoved
 from analyses.faults.training import Training
 
 SPLITS = ("test",)
@@ -451,4 +451,302 @@ NONE = Fault(
     ],
 )
 
-FAULTS = [TOO_LARGE, NONE]
+# Not finite
+
+
+def explores(guard: bool, model: nn.Module, x: Tensor, y: Tensor, never: Tensor) -> Tensor:
+    """The chosen action's cross entropy and a bonus on the policy's entropy."""
+    p = model(x).masked_fill(never, -torch.inf).softmax(-1)
+    entropy = -(p * (p.clamp(min=1e-9) if guard else p).log()).sum(-1)
+    chosen = p.gather(1, y.unsqueeze(1)).clamp(min=1e-9)
+    return -chosen.log().mean() - 0.01 * entropy.mean()
+
+
+def policy(guard: bool = True) -> Training:
+    """A policy over ten actions; from step 90 on some of them are not allowed."""
+    torch.manual_seed(51)
+    model = nn.Sequential(nn.Linear(64, 128), nn.Softsign(), nn.Linear(128, 10))
+    data = kit.digits(32)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        x, y = data(step)
+        never = torch.zeros(32, 10, dtype=torch.bool)
+        if step >= 90:
+            never[torch.arange(32), (y + 1 + step % 9) % 10] = True
+        return x, y, never
+
+    return Training(
+        model=model,
+        batch=batch,
+        loss=partial(explores, guard),
+        optimizer=torch.optim.Adam(model.parameters(), lr=2e-3),
+        steps=150,
+    )
+
+
+class Towers(nn.Module):
+    """One tower for two pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(),
+            nn.Linear(192, 24),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.tower(x)
+        return out
+
+
+def contrast(epsilon: float, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Contrastive loss on distances, the square root of a sum of squares."""
+    z = model(x)
+    a, b = z.chunk(2)
+    same = (y[: len(a)] == y[len(a) :]).float()
+    distance = ((a - b).square().sum(1) + epsilon).sqrt()
+    return (same * distance + (1 - same) * (2 - distance).clamp(min=0)).mean()
+
+
+def pairs(epsilon: float = 1e-6) -> Training:
+    """Siamese digits; at step 85 some picture is paired with itself."""
+    torch.manual_seed(52)
+    model = Towers()
+    data = kit.digits(64, image=True)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        x, y = data(step)
+        # half of the pairs are of a kind
+        for i in range(0, 32, 2):
+            alike = (y[32:] == y[i]).nonzero().flatten()
+            if len(alike):
+                x[32 + i], y[32 + i] = x[32 + alike[0]].clone(), y[i].clone()
+        x = x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(step))
+        if step == 85:
+            x[32], y[32] = x[0], y[0]
+        return x, y
+
+    return Training(
+        model=model,
+        batch=batch,
+        loss=partial(contrast, epsilon),
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        steps=150,
+    )
+
+
+class Lengths(nn.Module):
+    """Averages a GRU's states over the symbols that count."""
+
+    def __init__(self, guard: bool) -> None:
+        super().__init__()
+        self.guard = guard
+        self.embed = nn.Embedding(9, 16)
+        self.reader = nn.GRU(16, 32, batch_first=True)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        counts = (x > 0).float().unsqueeze(-1)
+        states = self.reader(self.embed(x))[0] * counts
+        number = counts.sum(1)
+        out: Tensor = self.head(states.sum(1) / (number.clamp(min=1) if self.guard else number))
+        return out
+
+
+def lengths(guard: bool = True) -> Training:
+    """Are there more symbols above 4 than below? One sequence, late, is padding only."""
+    torch.manual_seed(53)
+    model = Lengths(guard)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        source = torch.Generator().manual_seed(step)
+        x = torch.randint(1, 9, (32, 13), generator=source)
+        long = torch.randint(4, 14, (32, 1), generator=source)
+        x = x * (torch.arange(13) < long)
+        if step >= 90 and step % 25 == 0:
+            x[3] = 0
+        y = ((x > 4).sum(1) > ((x > 0) & (x <= 4)).sum(1)).long()
+        return x, y
+
+    return Training(
+        model=model,
+        batch=batch,
+        loss=kit.classify,
+        optimizer=torch.optim.RMSprop(model.parameters(), lr=1e-3),
+        steps=160,
+    )
+
+
+class Angles(nn.Module):
+    """Cosines between a picture's code and one direction per class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Sequential(nn.Linear(64, 48), nn.Softplus(), nn.Linear(48, 24))
+        self.directions = nn.Parameter(torch.randn(10, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = nn.functional.normalize(self.code(x), dim=-1)
+        return code @ nn.functional.normalize(self.directions, dim=-1).T
+
+
+def sharpened(guard: bool, model: nn.Module, x: Tensor, y: Tensor, sharp: Tensor) -> Tensor:
+    """Cross entropy of cosines times a factor that rises, the exponentials by hand."""
+    scores = model(x) * sharp
+    if guard:
+        scores = scores - scores.detach().amax(-1, keepdim=True)
+    total = scores.exp().sum(-1)
+    return (total.log() - scores.gather(1, y.unsqueeze(1)).squeeze(1)).mean()
+
+
+def angles(guard: bool = True) -> Training:
+    """Digits by angle; the sharpness goes from 4 to 390."""
+    torch.manual_seed(54)
+    model = Angles()
+    data = kit.digits(64)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        return *data(step), torch.tensor(4 + 2.6 * step)
+
+    return Training(
+        model=model,
+        batch=batch,
+        loss=partial(sharpened, guard),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=2e-3),
+        steps=150,
+    )
+
+
+class Masked(nn.Module):
+    """One layer of attention by hand over symbols, padding masked out."""
+
+    def __init__(self, guard: bool) -> None:
+        super().__init__()
+        self.guard = guard
+        self.embed = nn.Embedding(9, 24)
+        self.qkv = nn.Linear(24, 72)
+        self.head = nn.Linear(24, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.embed(x)
+        q, k, v = self.qkv(z).chunk(3, -1)
+        scores = q @ k.transpose(1, 2) / 24**0.5
+        mask = (x == 0).unsqueeze(1)
+        scores = scores.masked_fill(mask, -1e9 if self.guard else -torch.inf)
+        z = z + torch.softmax(scores, -1) @ v
+        out: Tensor = self.head(z.mean(1))
+        return out
+
+
+def masked(guard: bool = True) -> Training:
+    """The most frequent symbol; late in the run there is a sequence of padding only."""
+    torch.manual_seed(55)
+    model = Masked(guard)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        source = torch.Generator().manual_seed(step)
+        x = torch.randint(1, 9, (32, 10), generator=source)
+        x[torch.rand(32, 10, generator=source) < 0.2] = 0
+        y = nn.functional.one_hot(x, 9)[:, :, 1:].sum(1).argmax(1) + 1
+        if step == 110:
+            x[5] = 0
+        return x, y
+
+    return Training(
+        model=model,
+        batch=batch,
+        loss=kit.classify,
+        optimizer=torch.optim.Adam(model.parameters(), lr=3e-3),
+        steps=180,
+    )
+
+
+class Spread(nn.Module):
+    """Set statistics: mean and standard deviation of what a layer makes of a set's members."""
+
+    def __init__(self, correction: int) -> None:
+        super().__init__()
+        self.correction = correction
+        self.member = nn.Sequential(nn.Linear(4, 32), nn.Mish(), nn.Linear(32, 16))
+        self.head = nn.Sequential(nn.Linear(32, 32), nn.Mish(), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.member(x)
+        spread = z.std(1, correction=self.correction)
+        out: Tensor = self.head(torch.cat([z.mean(1), spread], 1))
+        return out
+
+
+def sets(correction: int = 0, least: int = 2) -> Training:
+    """Regression on sets of numbers; their size changes by batch, down to `least`."""
+    torch.manual_seed(56)
+    model = Spread(correction)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        source = torch.Generator().manual_seed(step)
+        size = least if step == 100 else 3 + step % 5
+        scale = 0.3 + 2 * torch.rand(48, 1, 1, generator=source)
+        x = scale * torch.randn(48, size, 4, generator=source)
+        return x, scale.flatten(1)
+
+    return Training(
+        model=model,
+        batch=batch,
+        loss=kit.squared,
+        optimizer=torch.optim.Adamax(model.parameters(), lr=5e-3),
+        steps=150,
+    )
+
+
+def shade(guard: bool, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Squared error between pictures after the usual curve for the eye."""
+    out = model(x)
+    out = out.clamp(min=1e-4) if guard else out
+    return nn.functional.mse_loss(out**0.45, y**0.45)
+
+
+def shades(guard: bool = True) -> Training:
+    """A linear-light autoencoder of pictures compared after a gamma curve."""
+    torch.manual_seed(57)
+    model = nn.Sequential(nn.Linear(64, 24), nn.SELU(), nn.Linear(24, 64))
+    last = model[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.constant_(last.bias, 3.0)
+    nn.init.normal_(last.weight, std=0.06)
+    data = kit.digits(32)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        x, _ = data(step)
+        return x, (x + 1).clamp(min=0.05)
+
+    return Training(
+        model=model,
+        batch=batch,
+        loss=partial(shade, guard),
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        steps=48,
+        every=1,
+    )
+
+
+NOT_FINITE = Fault(
+    "ind4-steps-not-finite",
+    must=[["non-finite"]],
+    symptom=not_finite(),
+    variants=[
+        Variant("log-of-zero", healthy=policy, broken=partial(policy, False), operation=["log"]),
+        Variant("root-of-zero", healthy=pairs, broken=partial(pairs, 0.0), operation=["sqrt"]),
+        Variant("empty-mean", healthy=lengths, broken=partial(lengths, False), operation=["div"]),
+        Variant("sharpened", healthy=angles, broken=partial(angles, False), operation=["exp"]),
+        Variant(
+            "masked-row",
+            healthy=masked,
+            broken=partial(masked, False),
+            operation=["softmax", "_softmax"],
+        ),
+        Variant("lone-member", healthy=sets, broken=partial(sets, 1, 1), operation=["std"]),
+        Variant("gamma-curve", healthy=shades, broken=partial(shades, False), operation=["pow"]),
+    ],
+)
+
+FAULTS = [TOO_LARGE, NONE, NOT_FINITE]
