@@ -90,11 +90,13 @@ def squares(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.mse_loss(model(x).squeeze(-1), y)
 
 
-def scaled_step(scaler: torch.amp.GradScaler) -> Callable[[Training, int], dict[str, Any]]:
+def scaled_step(
+    scaler: torch.amp.GradScaler, loss_of: Callable[..., Tensor]
+) -> Callable[[Training, int], dict[str, Any]]:
     """The usual loop of mixed precision: scale the loss, let the scaler step."""
 
     def step(training: Training, at: int) -> dict[str, Any]:
-        loss = training.loss_at(at)
+        loss = loss_of(training.model, *training.batch(at))
         scaler.scale(loss).backward()
         scaler.step(training.optimizer)
         scaler.update()
