@@ -30,7 +30,7 @@ from analyses.faults.independent.kit_fourth_attention import (
     reverse,
 )
 from analyses.faults.observe import Observed
-from analyses.faults.symptoms import diffuse, peaked
+from analyses.faults.symptoms import decays, diffuse, grows, peaked
 from analyses.faults.training import Batch, Training
 
 SPLITS = ("test",)
@@ -991,4 +991,230 @@ BOTTLENECK = Fault(
     ],
 )
 
-FAULTS = [PEAKED, DIFFUSE, BOTTLENECK]
+# Stacks of attention through which the gradient fades or swells.
+
+
+class Bare(nn.Module):
+    """Layers of attention and a linear map, with or without a way around."""
+
+    def __init__(self, width: int, layers: int, around: bool) -> None:
+        super().__init__()
+        self.attends = nn.ModuleList(Attend(width, 2) for _ in range(layers))
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width) if around else nn.Identity() for _ in range(layers)
+        )
+        self.around = around
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attend, norm in zip(self.attends, self.norms, strict=True):
+            y = attend(norm(x))
+            x = x + y if self.around else F.gelu(y)
+        return x
+
+
+class Answers(nn.Module):
+    """Tokens in, an answer for each out, with no norm before the head."""
+
+    def __init__(self, width: int, body: nn.Module) -> None:
+        super().__init__()
+        self.embed = nn.Linear(WIDTH, width)
+        self.body = body
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.body(self.embed(x)))
+        return answers
+
+
+def no_way_around(around: bool) -> Training:
+    torch.manual_seed(31)
+    model = Answers(32, Bare(32, 8, around))
+    return adam(model, partial(lookup, n=10), per_token, lr=2e-3, steps=150)
+
+
+class Gated(nn.Module):
+    """Library attention behind gates; a closed gate either keeps the old value or nothing."""
+
+    def __init__(self, width: int, layers: int, carry: bool) -> None:
+        super().__init__()
+        self.attends = nn.ModuleList(
+            nn.MultiheadAttention(width, 4, batch_first=True) for _ in range(layers)
+        )
+        self.gates = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        for gate in self.gates:
+            nn.init.constant_(gate.bias, -1.5)  # type: ignore[arg-type]
+        self.carry = carry
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attend, gate in zip(self.attends, self.gates, strict=True):
+            opened = torch.sigmoid(gate(x))
+            y = opened * attend(x, x, x, need_weights=False)[0]
+            x = y + (1 - opened) * x if self.carry else y
+        return x
+
+
+def gated(carry: bool) -> Training:
+    torch.manual_seed(32)
+    model = Answers(40, Gated(40, 6, carry))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    return Training(model, partial(counted, n=9), per_token, optimizer, steps=200)
+
+
+def counted(step: int, n: int) -> Batch:
+    """Tokens with a class; each must tell which class is the most frequent."""
+    tokens, _ = lookup(step, n=n)
+    votes = tokens[..., 2 * KEY :].sum(1)
+    return tokens, votes.argmax(-1)[:, None].expand(-1, n)
+
+
+class DeepGraph(nn.Module):
+    """Many rounds of graph attention with a sigmoid after each, or a ReLU and a norm beside."""
+
+    def __init__(self, width: int, layers: int, sound: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(10, width)
+        self.layers = nn.ModuleList(GraphAttention(width, width, 0.2) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers if sound else 0))
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        x = self.first(x)
+        for i, layer in enumerate(self.layers):
+            if len(self.norms):
+                x = x + F.elu(layer(self.norms[i](x), graph))
+            else:
+                x = torch.sigmoid(layer(x, graph))
+        answers: Tensor = self.head(x)
+        return answers
+
+
+def deep_graph(sound: bool) -> Training:
+    torch.manual_seed(33)
+    return adam(DeepGraph(24, 8, sound), communities, per_sample, lr=2e-3, steps=150)
+
+
+VANISHING = Fault(
+    "ind4-attention-fades",
+    must=[["vanishing-gradient"]],
+    symptom=decays(2.5),
+    variants=[
+        Variant(
+            "no-way-around",
+            healthy=partial(no_way_around, True),
+            broken=partial(no_way_around, False),
+            # What comes to the later layers is the same for all tokens, and next to 0.
+            may=["diffuse-softmax", "starved-pathway", "no-update"],
+        ),
+        Variant(
+            "gates-that-lose",
+            healthy=partial(gated, True),
+            broken=partial(gated, False),
+            may=["diffuse-softmax", "starved-pathway", "no-update"],
+        ),
+        Variant(
+            "sigmoid-rounds",
+            healthy=partial(deep_graph, True),
+            broken=partial(deep_graph, False),
+            may=["diffuse-softmax", "starved-pathway"],
+        ),
+    ],
+)
+
+
+class Raw(nn.Module):
+    """Attention and a network, both beside a way around, and no norm anywhere."""
+
+    def __init__(self, width: int, gain: float) -> None:
+        super().__init__()
+        self.attend = Attend(width, 2)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+        with torch.no_grad():
+            for p in [self.attend.v.weight, self.attend.out.weight, *self.mlp.parameters()]:
+                p *= gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(x)
+        y: Tensor = x + self.mlp(x)
+        return y
+
+
+def raw_stack(gain: float) -> Training:
+    torch.manual_seed(34)
+    model = Answers(32, nn.Sequential(*(Raw(32, gain) for _ in range(6))))
+    return adam(model, partial(lookup, n=12), per_token, lr=3e-3, clip=1.0)
+
+
+class Linearised(nn.Module):
+    """Attention without a softmax: positive queries and keys, in one product with the values."""
+
+    def __init__(self, width: int, divide: bool) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width)
+        self.v, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.divide = divide
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = F.elu(4 * F.normalize(self.q(x), dim=-1)) + 1
+        k = F.elu(4 * F.normalize(self.k(x), dim=-1)) + 1
+        read = q @ (k.transpose(1, 2) @ self.v(x))
+        read = read / (q @ k.sum(1)[..., None] if self.divide else x.shape[-1])
+        y: Tensor = x + self.out(read)
+        return y
+
+
+def summed(divide: bool) -> Training:
+    torch.manual_seed(35)
+    model = Answers(40, nn.Sequential(*(Linearised(40, divide) for _ in range(8))))
+    batch = partial(counted, n=24)
+    return adam(model, batch, per_token, lr=5e-4, clip=1.0)
+
+
+class Universal(nn.Module):
+    """One library layer, used again and again (universal transformer)."""
+
+    def __init__(self, width: int, times: int, norm: bool) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.change = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        nn.init.normal_(self.change.weight, std=2.5 * width**-0.5)
+        self.times = times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = x + self.attend(x, x, x, need_weights=False)[0]
+            x = self.norm(x + F.gelu(self.change(x)))
+        return x
+
+
+def universal(norm: bool) -> Training:
+    torch.manual_seed(36)
+    model = Answers(32, Universal(32, 8, norm))
+    return adam(model, partial(counted, n=10), per_token, lr=1e-3, clip=1.0)
+
+
+EXPLODING = Fault(
+    "ind4-attention-swells",
+    must=[["exploding-gradient"]],
+    symptom=grows(2.5),
+    variants=[
+        Variant(
+            "no-norms",
+            healthy=partial(raw_stack, 1.0),
+            broken=partial(raw_stack, 2.5),
+            # The values that swell make the later layers' scores huge.
+            may=["peaked-softmax"],
+        ),
+        Variant("sums-for-means", healthy=partial(summed, True), broken=partial(summed, False)),
+        Variant(
+            "one-layer-again",
+            healthy=partial(universal, True),
+            broken=partial(universal, False),
+            may=["peaked-softmax"],  # the last rounds look with huge values
+        ),
+    ],
+)
+
+FAULTS = [PEAKED, DIFFUSE, BOTTLENECK, VANISHING, EXPLODING]
