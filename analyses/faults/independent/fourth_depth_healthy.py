@@ -213,7 +213,7 @@ def accumulating() -> Training:
         model=model,
         batch=kit.digits(8),
         loss=kit.classify,
-        optimizer=torch.optim.RAdam(model.parameters(), lr=2e-3),
+        optimizer=torch.optim.RAdam(model.parameters(), lr=4e-3),
         steps=120,
         step=partial(averaged, 4),
     )
@@ -230,7 +230,7 @@ def one_by_one() -> Training:
         model=model,
         batch=kit.digits(1),
         loss=kit.classify,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.02),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
         steps=600,
         every=10,
     )
@@ -332,4 +332,155 @@ STEPS = Healthy(
     },
 )
 
-THEMES = [DEEP, STEPS]
+# Endings and beginnings
+
+
+def memorised() -> Training:
+    """Thirty-two digits by heart: the loss ends near zero."""
+    torch.manual_seed(72)
+    model = nn.Sequential(nn.Linear(64, 100), nn.SiLU(), nn.Linear(100, 100), nn.SiLU(),
+                          nn.Linear(100, 10))  # fmt: skip
+    return Training(
+        model=model,
+        batch=kit.everything(32),
+        loss=kit.classify,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        steps=300,
+    )
+
+
+class Pretrained(nn.Module):
+    """A body that knows digits 0 to 9 turned around, and a new head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2),
+            nn.Conv2d(16, 24, 3, padding=1), nn.SiLU(), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(384, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+def pretrained() -> Pretrained:
+    """Sixty steps on pictures turned around, then a fresh head."""
+    model = Pretrained()
+    data = kit.digits(48, image=True, seed=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(60):
+        x, y = data(step)
+        kit.classify(model, x.rot90(2, (2, 3)), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.head = nn.Linear(384, 10)
+    return model
+
+
+def frozen_body() -> Training:
+    """Only the head of a pretrained net is trained; the body wants no gradient."""
+    torch.manual_seed(73)
+    model = pretrained()
+    model.body.requires_grad_(False)
+    return Training(
+        model=model,
+        batch=kit.digits(48, image=True),
+        loss=kit.classify,
+        optimizer=torch.optim.AdamW(model.head.parameters(), lr=3e-3),
+        steps=150,
+    )
+
+
+def by_parts() -> Training:
+    """Fine-tuning with a tenth of the head's rate for the body, and a linear decay to nothing."""
+    torch.manual_seed(74)
+    model = pretrained()
+    groups = [
+        {"params": list(model.body.parameters()), "lr": 3e-4},
+        {"params": list(model.head.parameters()), "lr": 3e-3},
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    linear = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=120)
+    return Training(
+        model=model,
+        batch=kit.digits(32, image=True),
+        loss=kit.classify,
+        optimizer=optimizer,
+        steps=120,
+        schedule=linear,
+    )
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer and a low-rank correction that starts at zero."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x) + self.up(self.down(x))
+        return out
+
+
+def adapters() -> Training:
+    """Low-rank adapters in a net that was trained on reversed pictures."""
+    torch.manual_seed(75)
+    layers = [nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)]
+    model = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+    data = kit.digits(48, seed=9)
+    before = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(80):
+        x, y = data(step)
+        kit.classify(model, x.flip(1), y).backward()
+        before.step()
+        before.zero_grad()
+    adapted = nn.Sequential(
+        Adapted(layers[0], 6), nn.GELU(), Adapted(layers[1], 6), nn.GELU(), Adapted(layers[2], 6)
+    )
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    return Training(
+        model=adapted,
+        batch=kit.digits(48),
+        loss=kit.classify,
+        optimizer=torch.optim.AdamW(trained, lr=3e-3),
+        steps=160,
+    )
+
+
+def to_nothing() -> Training:
+    """An autoencoder of a few waves without noise, whose rate ends at zero."""
+    torch.manual_seed(76)
+    model = nn.Sequential(
+        nn.Linear(32, 40), nn.ELU(), nn.Linear(40, 10), nn.ELU(), nn.Linear(10, 40), nn.ELU(),
+        nn.Linear(40, 32),
+    )  # fmt: skip
+    _, clean = kit.waves(12, 32)(0)
+    optimizer = torch.optim.Adamax(model.parameters(), lr=8e-3)
+    return Training(
+        model=model,
+        batch=lambda step: (clean, clean),
+        loss=kit.squared,
+        optimizer=optimizer,
+        steps=300,
+        schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300),
+    )
+
+
+ENDINGS = Healthy(
+    "ind4-endings-healthy",
+    runs={
+        "memorised": memorised,
+        "frozen-body": frozen_body,
+        "rates-by-part": by_parts,
+        "adapters": adapters,
+        "rate-to-nothing": to_nothing,
+    },
+)
+
+THEMES = [DEEP, STEPS, ENDINGS]
