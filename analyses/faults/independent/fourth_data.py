@@ -266,11 +266,11 @@ def denoiser(scaler: bool = True) -> Training:
     def loss(model: nn.Module, dirty: Tensor, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.float16):
             y = model(dirty)
-        return 1e-4 * F.mse_loss(y.float(), x)
+        return 3e-5 * F.mse_loss(y.float(), x)
 
     training = Training(
         model,
-        drawn(dirty, x),
+        drawn(dirty, x, size=20),
         loss,
         torch.optim.Adam(model.parameters(), 2e-3, eps=1e-12),
         steps=120,

@@ -116,7 +116,7 @@ def one_hot() -> Training:
         model,
         drawn(x, y, size=64),
         squares,
-        torch.optim.Adagrad(model.parameters(), 0.05),
+        torch.optim.Adagrad(model.parameters(), 0.02),
         steps=250,
     )
 
