@@ -93,6 +93,8 @@ class ActivationTap:
         if not saved:  # a second pass over a graph that was kept
             return
         tensor, constants = saved
+        if not tensor.numel():  # an expert to which nothing was sent
+            return
         rows = sampled_units(tensor, self._units_at)
         found = openness(rows, self._slope, constants)
         dead = self._activations.units(self._site).dead(found.open_units)

@@ -36,8 +36,8 @@ def bottlenecks(
 
     With neither source nor sink: between input and output, and between every two consecutive
     attention softmaxes, from the latent of one (what its logits are computed from) to that of
-    the next; its heat map is a part of the first, not a place between the two. Else the one cut
-    between source and sink.
+    the next; its heat map is a part of the first, not a place between the two, and keys that
+    both read pass without it. Else the one cut between source and sink.
 
     The closure is run once. Buffers, gradients and random states are left as they were.
 
@@ -102,7 +102,10 @@ def softmax_cuts(
         source, sink = ((names[k], sites[k].latents) for k in (i, j))
         # The heat map is a part of the layer, not a place between it and the next.
         kept = _inside(tensors, sites[i]) - set(sites[j].latents)
-        cut = cut_between(tensors, labels, source, sink, "softmax", batch_size, kept)
+        # Keys that both read need not pass: a memory is there, whatever the first found in it.
+        new = [t for t in sink[1] if t not in source[1]] or sink[1]
+        cut = cut_between(tensors, labels, source, (sink[0], new), "softmax", batch_size, kept)
+        cut = replace(cut, sink_width=_per_sample(tensors, sink[1], batch_size))
         if 0 < cut.width < NARROW * min(cut.source_width, cut.sink_width):
             separate = _separate(tensors, source[1], sink[1], outputs)
             cut = replace(cut, separate=separate)

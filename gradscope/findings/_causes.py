@@ -80,11 +80,11 @@ _FOLLOWS = {
     },
     # A GRU's gate at its end passes on the old state or the new one, and the terms of the other.
     "cancelling-fork": {"unscaled-input", "saturated-activation"},
-    "dead-units": {"unscaled-input", "underflow"},
+    "dead-units": {"unscaled-input", "underflow", "update-too-large"},
     "update-too-large": {"peaked-softmax", "no-update", "unscaled-input"},
     "exploding-gradient": {"starved-pathway"},
     "saturated-activation": {"unscaled-input", "update-too-large"},
-    "peaked-softmax": {"unscaled-input", "update-too-large"},
+    "peaked-softmax": {"unscaled-input"},
     "diffuse-softmax": {"update-too-large"},
     "detached": {
         "underflow",
@@ -174,8 +174,8 @@ def _follows(symptom: Finding, cause: Finding) -> bool:
     if cause.rule == "update-too-large":
         if symptom.rule == "exploding-gradient":  # a burst, over again
             return symptom.evidence["along"] == "time" and symptom.evidence["diverged"] is False
-        if symptom.rule == "dead-units":  # that a layer is dead altogether is worth an alarm
-            return symptom.severity != "critical"
+        if symptom.rule in ("dead-units", "saturated-activation"):
+            return symptom.severity != "critical"  # that a layer is dead altogether is an alarm
     return cause.rule in _FOLLOWS.get(symptom.rule, ())
 
 

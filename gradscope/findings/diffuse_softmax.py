@@ -9,8 +9,9 @@ Source: the Jacobian of softmax.
 
 Severity. Attention is uniform at initialisation: with small weights it stays so for some hundred
 steps of a run that goes on to learn, so time is the evidence. Warning after `LONG` steps; after
-`SHORT` already, if entropy of most is at least `EXACTLY` and does not leave its place, is nearer 1
-than it began (`SETTLED`), or stands still (`STILL`) while the loss doesn't fall. At once, if
+`SHORT` already (`STUCK` where the loss has not fallen), if entropy of most is at least `EXACTLY`
+and does not leave its place, is nearer 1 than it began (`SETTLED`), or stands still (`STILL`) while
+the loss doesn't fall. At once, if
 1 − entropy of most is under `NO_LOGITS`, which no usual initialisation comes near, throughout or in
 the first `LEAD` of the run. Info before that, and for a few softmaxes among others that select
 while the loss falls (a layer may well average).
@@ -41,7 +42,7 @@ ENTROPY = 0.995  # attention in healthy runs is under 0.985 by the end, even whe
 EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the first 200 steps
 NO_LOGITS = 1e-5  # logits that differ by less than 0.01; at weights of std 0.02, 3e-5 and more
 SETTLED = 0.1  # of 1 − entropy at the start: training made it uniform
-STILL = 1.2  # largest over smallest; what learns, or is about to, doubles
+STILL = 1.5  # largest over smallest; what learns, or is about to, doubles
 LEAD = 0.2  # share of the run, from its start; healthy runs have 0.02
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 CAPPED = 0.98  # logits between −1 and 1 over 40 entries, some of which matter
@@ -54,7 +55,7 @@ FEW = 4.0  # times 1/n: a causal mask leaves 1/m at about log(n)/n
 STEADY = 0.02  # change of 1/m from step to step that a fixed mask does not make
 HELD = 0.8  # share of the recorded steps
 MOST = 0.6  # share of the softmaxes that makes it the model's condition, not a layer's choice
-STEPS, SHORT, LONG = 100, 250, 1000  # optimizer steps
+STEPS, STUCK, SHORT, LONG = 100, 120, 250, 1000  # optimizer steps
 RECORDED = 10
 
 
@@ -173,11 +174,13 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
     went = progress(signals)
     if len(found) < MOST * softmaxes and went is not None and went.learned:
         return "info"
-    if sum(u.middle <= NO_LOGITS and u.stays for u in found) >= MOST * max(1, len(found)):
-        return "warning"
     stuck = went is not None and not went.learned
+    none = [u for u in found if u.middle <= NO_LOGITS and (u.stays or stuck)]
+    if len(none) >= MOST * max(1, len(found)):
+        return "warning"
+    short = STUCK if stuck else SHORT
     sure = [u for u in found if u.exact or u.settled or u.capped or (stuck and u.still)]
-    if steps >= LONG or (steps >= SHORT and len(sure) >= MOST * len(found)):
+    if steps >= LONG or (steps >= short and len(sure) >= MOST * len(found)):
         return "warning"
     return "info"
 

@@ -3,7 +3,8 @@
 Definition. update_ratio ‖Δw‖/‖w‖, at each recorded step the median over the model's weight
 matrices (vectors and weights that start at 0 left out: theirs is large by nature). It is too large
 where it reaches `REWRITES` at any step; and, of three measured steps or more, where it is at least
-`LARGE` for `HELD` of them, or started at `FAST` or more and the loss got nowhere.
+`LARGE` for `HELD` of them (each weight at its last value, as they take turns), or started at `FAST`
+or more and the loss got nowhere.
 
 Source: the rule of thumb of 10⁻³ for update to weight (Hinton, "A practical guide to training
 restricted Boltzmann machines", 2010). SageMaker Debugger's limit of 10 comes after the fact.
@@ -31,7 +32,8 @@ REWRITES = 0.5  # half of the norm in one step; healthy runs peak at 0.15
 REPLACES = 1.0  # all of it: what had been learned is gone
 LARGE = 0.1
 HELD = 0.2  # share of the measured steps
-FAST = 0.03  # healthy runs start at 0.002 to 0.06: alone it says nothing
+FAST = 0.06  # healthy runs start at 0.002 to 0.06, and so do those that fail for another cause
+USUAL = 0.03  # as late steps may be
 EARLY = 0.1  # share of the measured steps that counts as the start
 
 
@@ -47,10 +49,11 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     went = progress(signals)
     # What breaks at log(0) says nothing of the steps before.
     stuck = went is not None and went.stuck and not (went.diverged and undefined(signals))
-    rewrites, large = course[known] >= REWRITES, course[known] >= LARGE
+    # A step that rewrites may fall to few weights' turn; one weight alone is none that lasts.
+    rewrites, large = course[known] >= REWRITES, _held(ratios.values)[known] >= LARGE
     # A run that overflows may end before three steps were measured.
     overflowed = went is not None and went.diverged and not undefined(signals)
-    if overflowed and not rewrites.any() and quiet_median(course[known[-ENOUGH:]]) < FAST:
+    if overflowed and not rewrites.any() and quiet_median(course[known[-ENOUGH:]]) < USUAL:
         overflowed = stuck = False  # steps had become usual again before it did
     enough = len(known) >= ENOUGH or overflowed
     if rewrites.any():
@@ -107,6 +110,14 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             ),
         )
     ]
+
+
+def _held(values: np.ndarray) -> np.ndarray:
+    """(S,): median over the weights. They take turns, so each stands at its last value."""
+    measured = np.isfinite(values)
+    last = np.maximum.accumulate(np.where(measured, np.arange(len(values))[:, None], -1), axis=0)
+    held = np.where(last >= 0, np.take_along_axis(values, np.maximum(last, 0), axis=0), np.nan)
+    return quiet_median(held, axis=1)
 
 
 def _outgrown(signals: Signals, steps: np.ndarray, replaced: np.ndarray, early: np.ndarray) -> bool:

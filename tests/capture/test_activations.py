@@ -147,3 +147,24 @@ def test_a_run_that_has_diverged_tells_nothing_of_its_units():
     for metric in ("dead_fraction", "saturated_fraction"):
         first, lost = run.frame("activation", metric)["value"]
         assert first == first and lost != lost
+
+
+def test_an_expert_that_nothing_is_sent_to():
+    """An activation of no rows has no share of anything; the others go on being measured."""
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(Layer(torch.relu) for _ in range(2))
+
+        def forward(self, x):
+            first, second = self.experts
+            some = x[:, 0] > 0
+            return torch.cat([first(x[some]), second(x[~some])])
+
+    torch.manual_seed(0)
+    x = torch.randn(12, 5)
+    run = recorded(Experts(), [x.abs(), x, x.abs()])
+    shares = run.wide("activation", "saturated_fraction")
+    assert shares["experts.0"].notna().sum() == 3
+    assert shares["experts.1"].dropna().index.tolist() == [1]

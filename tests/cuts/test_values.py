@@ -72,3 +72,28 @@ def test_latents_of_pairs_are_wider_than_what_is_attended_over():
     (cut,) = between(nn.Sequential(Pairs(), nn.ELU(), Pairs()), torch.randn(B, N, D))
     assert cut.source_width == N * N * D
     assert cut.width == cut.attended == N * D
+
+
+class Memory(nn.Module):
+    """Keys computed once are asked again and again; only the question changes."""
+
+    def __init__(self, hops, keys_once):
+        super().__init__()
+        self.key = nn.ModuleList(nn.Linear(V, D) for _ in range(1 if keys_once else hops))
+        self.next, self.hops = nn.Linear(V, D), hops
+
+    def forward(self, v, u):
+        keys = [key(v) for key in self.key]
+        for k in range(self.hops):
+            key = keys[min(k, len(keys) - 1)]
+            p = (key @ u[..., None])[..., 0].softmax(-1)
+            u = self.next((p[:, None] @ v)[:, 0])
+        return u
+
+
+@pytest.mark.parametrize("keys_once", [True, False])
+def test_keys_that_both_read_do_not_pass_from_one_to_the_other(keys_once):
+    cuts = between(Memory(3, keys_once), torch.randn(B, N, V), torch.randn(B, D))
+    assert [(c.width, c.source_width, c.sink_width) for c in cuts] == [
+        (V, N * D + D, N * D + D)
+    ] * 2

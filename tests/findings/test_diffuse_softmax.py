@@ -133,4 +133,18 @@ def test_logits_that_met_a_limit():
     assert find(met + made.loss(2.0, 1.8, 50), every=6)[0].severity == "warning"
     assert find(met + made.loss(2.0, 0.5, 50), every=6) == []
     assert find(all_of(1 - capped(0.016)) + made.loss(2.0, 1.8, 50), every=6) == []
-    assert find(met + made.loss(2.0, 1.8, 50), every=4)[0].severity == "info"
+    assert find(met + made.loss(2.0, 1.8, 50), every=2) == []
+
+
+@pytest.mark.parametrize(
+    ("every", "end", "severity"), [(3, 1.9, "info"), (4, 1.9, "warning"), (4, 1.0, "info")]
+)
+def test_a_loss_that_does_not_fall_is_evidence_sooner(every, end, severity):
+    (finding,) = find(all_of([0.99995] * 40) + made.loss(2.0, end), every=every)
+    assert finding.severity == severity
+
+
+def test_made_uniform_while_nothing_is_learned_though_it_leaves_late():
+    deficit = np.concatenate([[1e-3], np.full(32, 1e-8), np.geomspace(1e-5, 1e-3, 7)])
+    assert find(all_of(1 - deficit) + made.loss(2.0, 1.9), every=4)[0].severity == "warning"
+    assert find(all_of(1 - deficit) + made.loss(2.0, 0.5), every=4)[0].severity == "info"

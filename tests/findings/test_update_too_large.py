@@ -63,8 +63,9 @@ def test_large_for_a_good_part_of_the_run():
 
 def test_fast_and_going_nowhere():
     stuck, falling = made.loss(2.0, 2.0, steps=88), made.loss(2.0, 0.5, steps=88)
-    assert find(with_start(0.05, 8), stuck)[0].severity == "warning"
-    assert find(with_start(0.05, 8), falling) == []
+    assert find(with_start(0.08, 8), stuck)[0].severity == "warning"
+    assert find(with_start(0.08, 8), falling) == []
+    assert find(with_start(0.04, 8), stuck) == []  # so do many that are stuck for another cause
 
 
 def test_vectors_and_weights_that_start_at_zero_are_left_out():
@@ -75,6 +76,20 @@ def test_vectors_and_weights_that_start_at_zero_are_left_out():
 def test_one_among_many_weights_is_not_the_model():
     rows = made.parameters(NAMES, ratio={NAMES[0]: 4.0})
     assert apply(rule.RULE, Signals(made.run(rows, made.parameter_sites(NAMES)))) == []
+
+
+@pytest.mark.parametrize(("large", "found"), [(1, 0), (3, 1)])
+def test_a_weight_whose_turn_it_is_does_not_stand_for_the_others(large, found):
+    rows = []
+    for k, name in enumerate(NAMES):
+        turns = np.where(np.arange(80) % len(NAMES) == k, 0.3 if k < large else 3e-3, np.nan)
+        rows += [
+            (step, name, "parameter", "", "update_ratio", value)
+            for step, value in enumerate(turns)
+            if np.isfinite(value)
+        ]
+    run = made.run(rows, made.parameter_sites(NAMES))
+    assert len(apply(rule.RULE, Signals(run))) == found
 
 
 def test_infinite_ratios_alone():
