@@ -94,6 +94,5 @@ class Memory(nn.Module):
 @pytest.mark.parametrize("keys_once", [True, False])
 def test_keys_that_both_read_do_not_pass_from_one_to_the_other(keys_once):
     cuts = between(Memory(3, keys_once), torch.randn(B, N, V), torch.randn(B, D))
-    assert [(c.width, c.source_width, c.sink_width) for c in cuts] == [
-        (V, N * D + D, N * D + D)
-    ] * 2
+    latents = N * D + D
+    assert [(c.width, c.source_width, c.sink_width) for c in cuts] == [(V, latents, latents)] * 2
