@@ -59,6 +59,11 @@ def default_directory(run: str | os.PathLike[str]) -> Path:
 def _require_steps(run: Run) -> None:
     """Raise RunError unless gradients were recorded at some step."""
     if not len(run.steps):
+        if run.meta.get("optimizer") and run.meta.get("steps") == 0:
+            raise RunError(
+                f"{run.path or run.name} has no recorded steps: none of the optimizers given to "
+                "attach() ever stepped. Does the loop call step(), and of the same optimizer?"
+            )
         raise RunError(
             f"{run.path or run.name} has no recorded steps: the recording ended before a step "
             "whose gradients were due. Train for more steps, or record more often (every=1)"

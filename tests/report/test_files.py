@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import gradscope
 from gradscope import GradscopeError, Run, RunError
@@ -134,6 +136,16 @@ def test_report_of_nothing(tmp_path):
     with pytest.raises(RunError, match="no run to report on"):
         gradscope.report([], tmp_path / "report")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_on_an_optimizer_that_never_stepped(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=None) as scope:
+        for _ in range(5):
+            model(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(RunError, match="none of the optimizers given to attach"):
+        gradscope.report(scope.run(), tmp_path / "report")
 
 
 def test_the_report_lies_beside_its_run():
