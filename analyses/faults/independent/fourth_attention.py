@@ -33,9 +33,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import decays, diffuse, grows, peaked
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # Scores so far apart that a softmax takes one entry before anything is learnt.
 
 

@@ -30,8 +30,6 @@ from analyses.faults.independent.kit_fourth_attention import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 class Vit(nn.Module):
     """Patches and a class token through the library's layers."""

@@ -28,8 +28,6 @@ from analyses.faults.observe import Observed, observe
 from analyses.faults.symptoms import not_finite
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 F = nn.functional
 
 

@@ -13,8 +13,6 @@ from analyses.faults.independent import kit_fourth_depth as kit
 from analyses.faults.symptoms import decays, grows
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 class FirstLetter(nn.Module):
     """A recurrence reads symbols; its last state says which one came first."""

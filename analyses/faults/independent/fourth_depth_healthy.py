@@ -13,9 +13,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent import kit_fourth_depth as kit
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Depth
 
 

@@ -31,9 +31,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import learns_less, left_out, no_gradient_before
 from analyses.faults.training import Batch, Training, ordinary
 
-SPLITS = ("test",)
-
-
 # One branch of several gets next to nothing.
 
 

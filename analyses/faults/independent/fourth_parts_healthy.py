@@ -25,8 +25,6 @@ from analyses.faults.independent.kit_fourth_parts import (
 )
 from analyses.faults.training import Batch, Training, ordinary
 
-SPLITS = ("test",)
-
 
 class Dense(nn.Module):
     """Every layer reads what all before it made."""

@@ -14,9 +14,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import learns_less, not_finite, overshoots, unmoved
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Too large
 
 

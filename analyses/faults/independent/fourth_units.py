@@ -21,8 +21,6 @@ from analyses.faults.independent.kit_fourth_units import (
 from analyses.faults.symptoms import dead_units, saturated
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 F = nn.functional
 
 

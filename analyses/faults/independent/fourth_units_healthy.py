@@ -24,8 +24,6 @@ from analyses.faults.independent.kit_fourth_units import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 F = nn.functional
 
 
