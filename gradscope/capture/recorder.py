@@ -97,6 +97,8 @@ class Recorder:
         self._ranks: list[Ranks] = []
         self._handles: list[Any] = []
         self.follow(optimizers)
+        self.passes = 0  # backward passes of the step that is being recorded
+        self._forward = False  # whether a forward pass waits for its own
         self._asked_at = -1  # step at which a gradient scaler was last asked for one
         self._skipped: Any = 0  # steps that gradient scalers have skipped since the last one taken
         SCALER_STEP.listen(self)
@@ -240,6 +242,7 @@ class Recorder:
         roots = [o.node for call in (outer, *calls) for o in call.outputs if o.node is not None]
         if not roots:
             return
+        self._forward = True
         graph = walk(roots)
         key = structure(graph, calls)
         plan = self._known_plan(key)
@@ -287,6 +290,8 @@ class Recorder:
     def backward_begins(self, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass is about to run, of this model or another."""
         self._hung += self._nonfinite.backward_begins(tensors, self._recording)
+        self.passes += self._forward
+        self._forward = False
 
     def clipped(self, parameters: list[Tensor], limit: float, total: Tensor) -> None:
         """`clip_grad_norm_` has clipped gradients of norm `total` to the norm `limit`."""
@@ -349,6 +354,7 @@ class Recorder:
         self._nonfinite.end_step(self.step, scaled=self._asked_at == self.step)
         self._step_began = now
         self.step += 1
+        self.passes = 0
         was_recorded = self._recording
         if not self.closed:
             self._begin_step()

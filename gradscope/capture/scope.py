@@ -349,6 +349,7 @@ class Scope:
         if os.getpid() != self._process:  # a forked worker: the file is its parent's
             return
         self._meta["steps"] = self.recorder.step
+        self._meta["unfinished"] = self.recorder.passes
         if ended:
             self._meta["ended"] = ended
         try:

@@ -11,7 +11,17 @@ from gradscope.run import Run
 from gradscope.store import Journal, load
 
 SAMPLES = 1 << 20  # samples held in memory before they are written, whatever the clock says
-CHANGING = ("timings", "unseen", "errors", "ended", "steps", "cuts", "nonfinite", "called")
+CHANGING = (
+    "timings",
+    "unseen",
+    "errors",
+    "ended",
+    "steps",
+    "unfinished",
+    "cuts",
+    "nonfinite",
+    "called",
+)
 
 
 class Writer:

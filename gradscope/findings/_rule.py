@@ -25,11 +25,13 @@ class Rule:
         name: identifier, such as "vanishing-gradient".
         requires: (kind, metric) pairs without which the rule is skipped.
         find: signals → findings; or `Skipped`, where the rows are there but do not suffice.
+        without_steps: judges a run without recorded steps, too.
     """
 
     name: str
     requires: tuple[tuple[str, str], ...]
     find: Callable[[Signals], list[Finding] | Skipped]
+    without_steps: bool = False
 
     @property
     def says(self) -> str:
@@ -59,7 +61,7 @@ class Outcome:
 
 def apply(rule: Rule, signals: Signals) -> list[Finding] | Skipped:
     """Run one rule, or say why it does not apply."""
-    if not len(signals.steps):
+    if not len(signals.steps) and not rule.without_steps:
         return Skipped("no recorded steps")
     missing = [need for need in rule.requires if not signals.has(*need)]
     if missing:

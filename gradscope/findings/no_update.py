@@ -9,7 +9,8 @@ Definition. States, over the whole run:
 - *put back*: the optimizer moves it, and yet its norm before every one of `REPEATED` measured
   updates or more is the very same number;
 - *zero*: its gradient is exactly 0 at every recorded step;
-- *cleared*: gradients reach the modules, and no parameter has one when the optimizer steps.
+- *cleared*: gradients reach the modules, and no parameter has one when the optimizer steps;
+- *never stepped*: `PASSES` backward passes, and no optimizer has made a step.
 A vector (a bias, a norm's scale) counts only along with all other parameters of its module.
 
 Source: 2⁻²⁴, half the spacing of float32 around 1, below which w + Δ rounds to w; SageMaker
@@ -45,6 +46,7 @@ from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 from gradscope.findings._training import progress
+from gradscope.graph.naming import OUTPUT
 
 RESOLUTION = 2.0**-24  # update ratios of healthy runs are 1e-5 and above
 EVER = 10 * RESOLUTION  # a parameter that once moved more than this is not stuck
@@ -52,6 +54,7 @@ HELD = 0.9  # share of the measurements
 MOST = 0.5  # share of the run
 REPEATED = 5  # norms of weights that move never repeat to the last bit so often, …
 VISIBLE = 1e-4  # … if updates are no smaller: one at right angles adds half of its square
+PASSES = 50  # before a first step; who accumulates as many has no step to lose
 MATTERS = 1e-2  # gradient RMS over the median parameter's; symmetry leaves 1e-6
 
 
@@ -100,6 +103,11 @@ STATES = {
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
+    if not len(signals.steps):
+        passes = int(signals.run.meta.get("unfinished", 0))
+        if signals.run.meta.get("steps") != 0 or passes < PASSES:
+            return Skipped("no recorded steps")
+        return [_never_stepped(passes)]
     every = trainable(signals)
     if not every:
         return Skipped("no parameter")
@@ -207,6 +215,23 @@ def _finding(signals: Signals, state: str, names: list[str], every: list[str]) -
     )
 
 
+def _never_stepped(passes: int) -> Finding:
+    return Finding(
+        rule="no-update",
+        severity="critical",
+        site=OUTPUT,
+        first_step=0,
+        last_step=0,
+        evidence={"state": "never stepped", "passes": passes, "share_of_parameters": 1.0},
+        message=f"{passes} backward passes, and none of the optimizers given to attach() stepped.",
+        remedy=(
+            "Look for a condition around optimizer.step() that is never met, for steps of another "
+            "optimizer than the one given, and for an accumulation that never ends."
+        ),
+        view=View("module", "grad_norm", ()),
+    )
+
+
 def _severity(state: str, seen: int) -> Severity:
     if seen < ENOUGH:
         return "info"
@@ -224,4 +249,4 @@ def _times_seen(signals: Signals, state: str, name: str) -> int:
 
 _NONE = np.array([])
 
-RULE = Rule("no-update", (), find)
+RULE = Rule("no-update", (), find, without_steps=True)

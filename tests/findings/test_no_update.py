@@ -2,6 +2,7 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 import gradscope
@@ -170,3 +171,36 @@ def test_frozen_parameters_have_no_rows_and_no_site():
 
 def test_no_parameters():
     assert isinstance(find(made.ladder(0.1), made.ladder_sites()), Skipped)
+
+
+@pytest.mark.parametrize(("passes", "found"), [(60, 1), (20, 0)])
+def test_an_optimizer_that_never_steps(passes, found):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=None) as scope:
+        for _ in range(passes):
+            loss = model(torch.ones(1, 2)).square().sum()
+            loss.backward()
+            scope.log(loss=loss)
+    findings = gradscope.analyze(scope.run())
+    assert [(f.rule, f.severity, f.evidence["passes"]) for f in findings] == [
+        ("no-update", "critical", passes)
+    ] * found
+
+
+def test_passes_that_belong_to_no_training_are_not_counted():
+    """Forward passes alone, another model's backward passes, and micro-batches of a step."""
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradscope.attach(model, optimizer=optimizer, out=None) as scope:
+        for _ in range(60):
+            model(torch.ones(1, 2)).square().sum().backward()
+        optimizer.step()
+        for _ in range(60):
+            other(torch.ones(1, 2)).sum().backward()
+    assert scope.run().meta["unfinished"] == 0
+    with gradscope.attach(model, optimizer=optimizer, out=None) as scope:
+        for _ in range(60):
+            model(torch.ones(1, 2))
+    assert scope.run().meta["unfinished"] == 0
+    assert gradscope.analyze(scope.run()) == []
