@@ -13,13 +13,14 @@ from analyses.faults.independent.kit_fifth_units import (
     classify,
     digits,
     image,
+    net,
     of,
     rebuild,
     regress,
     seeded,
     train,
 )
-from analyses.faults.symptoms import dead_units
+from analyses.faults.symptoms import dead_units, saturated
 from analyses.faults.training import Training
 
 SPLITS = ("test",)
@@ -36,7 +37,7 @@ def _mlp() -> Training:
 def _low_biases(training: Training) -> None:
     """Four fifths of the second layer start with a bias far below any sum they can get."""
     with torch.no_grad():
-        training.model[2].bias[:77] = -12.0  # type: ignore[index,union-attr]
+        net(training)[2].bias[:77] = -12.0
 
 
 def _cnn() -> Training:
@@ -65,7 +66,7 @@ def _cnn() -> Training:
 def _low_shift(training: Training) -> None:
     """The second normalisation shifts three quarters of its channels far below zero."""
     with torch.no_grad():
-        training.model[4].bias[:26] = -9.0  # type: ignore[index,union-attr]
+        net(training)[4].bias[:26] = -9.0
 
 
 def _rows() -> Training:
@@ -79,7 +80,7 @@ def _rows() -> Training:
 def _low_hidden(training: Training) -> None:
     """A wrong constant in the initialisation of the hidden layer's biases."""
     with torch.no_grad():
-        training.model.up.bias[:84] = -15.0  # type: ignore[index,union-attr]
+        net(training).up.bias[:84] = -15.0
 
 
 def _autoencoder() -> Training:
@@ -94,8 +95,8 @@ def _autoencoder() -> Training:
 def _one_sided(training: Training) -> None:
     """First weights drawn from [-a, 0] for most units, with pixels that are never negative."""
     with torch.no_grad():
-        training.model[0].weight[:70].abs_().neg_()  # type: ignore[index,union-attr]
-        training.model[0].bias[:70] = -0.2  # type: ignore[index,union-attr]
+        net(training)[0].weight[:70].abs_().neg_()
+        net(training)[0].bias[:70] = -0.2
 
 
 class Sums(nn.Module):
@@ -128,7 +129,7 @@ def _gru() -> Training:
 def _low_head(training: Training) -> None:
     """Most of the head's hidden units are pushed below zero; what the GRU gives is within ±1."""
     with torch.no_grad():
-        training.model.hidden.bias[:52] = -7.0  # type: ignore[index,union-attr]
+        net(training).hidden.bias[:52] = -7.0
 
 
 DEAD = Fault(
@@ -144,5 +145,135 @@ DEAD = Fault(
     ],
 )
 
-FAULTS = [DEAD]
+
+def _wide_tanh() -> Training:
+    torch.manual_seed(61)
+    model = nn.Sequential(
+        nn.Linear(64, 100), nn.Tanh(), nn.Linear(100, 60), nn.Tanh(), nn.Linear(60, 10)
+    )
+    return train(model, of(*digits(), like=centred), classify, lr=1e-3, steps=200)
+
+
+def _large_weights(training: Training) -> None:
+    """Weights drawn with a standard deviation of 4, whatever the number of inputs."""
+    with torch.no_grad():
+        for layer in (0, 2):
+            net(training)[layer].weight.normal_(0, 4)
+
+
+class Gated(nn.Module):
+    """A recurrence of three gates written out, read at its end."""
+
+    def __init__(self, given: int, width: int, answers: int) -> None:
+        super().__init__()
+        self.width = width
+        self.given = nn.Linear(given, 3 * width)
+        self.kept = nn.Linear(width, 3 * width, bias=False)
+        self.answers = nn.Linear(width, answers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers from (batch, time, given)."""
+        h = x.new_zeros(len(x), self.width)
+        for given in self.given(x).unbind(1):
+            i, f, c = (given + self.kept(h)).chunk(3, -1)
+            f = torch.sigmoid(f)
+            h = f * h + (1 - f) * torch.sigmoid(i) * torch.tanh(c)
+        return self.answers(h)
+
+
+def _gated() -> Training:
+    torch.manual_seed(62)
+    pixels = of(*digits(), like=lambda x: centred(x).view(-1, 8, 8))
+    return train(Gated(8, 48, 10), pixels, classify, lr=4e-3, steps=150)
+
+
+def _gates_shut(training: Training) -> None:
+    """All gates' and candidates' biases start at 9 in place of 0 or 1."""
+    with torch.no_grad():
+        net(training).given.bias.fill_(9.0)
+
+
+class Sigmoids(nn.Module):
+    """An autoencoder of logistic units; `sharp` multiplies what the hidden ones are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharp = 1.0
+        self.down, self.up = nn.Linear(64, 40), nn.Linear(40, 64)
+        nn.init.xavier_uniform_(self.down.weight, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pixels again."""
+        return self.up(torch.sigmoid(self.sharp * self.down(x)))
+
+
+def _sigmoids() -> Training:
+    torch.manual_seed(63)
+    return train(Sigmoids(), of(*digits(), like=centred), rebuild, lr=3e-3, steps=200)
+
+
+def _sharp(training: Training) -> None:
+    """The sums are multiplied by 60: a temperature applied the wrong way."""
+    net(training).sharp = 60.0
+
+
+def _control() -> Training:
+    """A policy copies actions between -0.8 and 0.8."""
+    torch.manual_seed(64)
+    teacher = torch.randn(12, 3)
+    model = nn.Sequential(
+        nn.Linear(12, 64), nn.ELU(), nn.Linear(64, 64), nn.ELU(), nn.Linear(64, 3), nn.Tanh()
+    )
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(64, 12, generator=seeded(step))
+        return x, 0.8 * torch.tanh(0.5 * x @ teacher)
+
+    return train(model, batch, regress, torch.optim.SGD, lr=0.1, momentum=0.9, steps=250)
+
+
+def _biased_actions(training: Training) -> None:
+    """The last layer's bias starts in the units of the actuator: 7, of which tanh makes 1."""
+    with torch.no_grad():
+        net(training)[4].bias.fill_(7.0)
+
+
+def _tanh_cnn() -> Training:
+    torch.manual_seed(65)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.GroupNorm(3, 12),
+        nn.Tanh(),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+    return train(model, of(*digits(), like=image), classify, lr=2e-3, steps=150)
+
+
+def _loud_norm(training: Training) -> None:
+    """The normalisations start with a gain of 40."""
+    with torch.no_grad():
+        for layer in (1, 4):
+            net(training)[layer].weight.fill_(40.0)
+
+
+SATURATED = Fault(
+    "ind5-saturated",
+    must=[["saturated-activation"]],
+    symptom=saturated(0.7),
+    variants=[
+        Variant("mlp-large-weights", _wide_tanh, _large_weights),
+        # With sigmoid and tanh at 1, next to nothing gets through a gate.
+        Variant("gates-biases", _gated, _gates_shut, may=["vanishing-gradient"]),
+        Variant("autoencoder-sharp", _sigmoids, _sharp),
+        # At 7 the slope of tanh is 3e-6: all before it gets that much of the gradient, under SGD.
+        Variant("policy-bias", _control, _biased_actions, may=["vanishing-gradient", "no-update"]),
+        Variant("cnn-loud-norm", _tanh_cnn, _loud_norm),
+    ],
+)
+
+FAULTS = [DEAD, SATURATED]
 THEMES: list[Healthy] = []

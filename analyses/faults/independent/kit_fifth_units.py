@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from analyses.faults.observe import Observed
 from analyses.faults.training import Batch, Training
@@ -104,3 +104,8 @@ class Attends(nn.Module):
         h = h + self.out(weights @ v)
         h = h + self.down(torch.relu(self.up(self.between(h))))
         return self.head(h.mean(1))
+
+
+def net(training: Training) -> Any:
+    """The model, to be reached into."""
+    return training.model
