@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from analyses.faults.case import Fault, Variant
 from analyses.faults.independent.kit_fifth_parts import digits, fit, pictures, table
 from analyses.faults.symptoms import (
+    branch_starved,
     left_out,
     no_gradient_before,
     unmoved,
@@ -251,4 +252,233 @@ NOT_HELD = Fault(
 )
 
 
-FAULTS = [DETACHED, NOT_HELD]
+# ---------------------------------------------------------------- starved
+
+
+class Plain(nn.Module):
+    """A small residual network without normalisation, its branches times a constant."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)
+                )
+                for _ in range(3)
+            ]
+        )
+        self.head = nn.Linear(16 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + self.scale * block(h)
+        out: Tensor = self.head(F.avg_pool2d(F.relu(h), 2).flatten(1))
+        return out
+
+
+def plain(scale: float = 0.5) -> Training:
+    """Digits by a residual network."""
+    torch.manual_seed(7)
+    model = Plain(scale)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    return fit(model, pictures(), classify, optimizer, steps=150, size=32)
+
+
+class WideDeep(nn.Module):
+    """A linear part and a deep part that read the same columns."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit = unit
+        self.wide = nn.Linear(16, 1)
+        self.deep = nn.Sequential(
+            nn.Linear(16, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1)
+        )
+        self.norm = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        deep = self.deep(h) / self.unit
+        out: Tensor = self.wide(h) + deep
+        return out
+
+
+def first_only(model: nn.Module, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The first target's squared error."""
+    return F.mse_loss(model(x), first)
+
+
+def wide_deep(unit: float = 1.0) -> Training:
+    """A table's first target, wide and deep."""
+    torch.manual_seed(8)
+    model = WideDeep(unit)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
+    return fit(model, table(), first_only, optimizer, steps=250)
+
+
+class Highway(nn.Module):
+    """Highway layers; `bias` is where the gates begin."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 48)
+        self.transform = nn.ModuleList([nn.Linear(48, 48) for _ in range(4)])
+        self.gate = nn.ModuleList([nn.Linear(48, 48) for _ in range(4)])
+        self.head = nn.Linear(48, 10)
+        for gate in self.gate:
+            assert isinstance(gate, nn.Linear)
+            nn.init.constant_(gate.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        for transform, gate in zip(self.transform, self.gate, strict=True):
+            t = torch.sigmoid(gate(h))
+            h = t * F.gelu(transform(h)) + (1 - t) * h
+        out: Tensor = self.head(h)
+        return out
+
+
+def highway(bias: float = -1.0) -> Training:
+    """Digits by a highway network."""
+    torch.manual_seed(9)
+    model = Highway(bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    return fit(model, digits(), classify, optimizer, steps=150)
+
+
+class Unet(nn.Module):
+    """A U-Net of one level for 8×8 pictures; the skip comes in times `skip`."""
+
+    def __init__(self, skip: float) -> None:
+        super().__init__()
+        self.scale = skip
+        self.enter = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.SiLU())
+        self.down = nn.Sequential(nn.Conv2d(12, 16, 4, stride=4), nn.SiLU())
+        self.up = nn.ConvTranspose2d(16, 12, 4, stride=4)
+        self.skip = nn.Conv2d(12, 12, 1)
+        self.out = nn.Sequential(
+            nn.Conv2d(24, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        low = self.up(self.down(h))
+        out: Tensor = self.out(torch.cat([low, self.skip(h) * self.scale], 1))
+        return out
+
+
+def denoise(model: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error to the clean picture."""
+    return F.mse_loss(model(x + 0.4 * noise), x)
+
+
+def unet(skip: float = 1.0) -> Training:
+    """Cleaning noisy digits."""
+    torch.manual_seed(10)
+    x, _ = pictures()
+    model = Unet(skip)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
+    return fit(model, (x, torch.randn_like(x)), denoise, optimizer, steps=150, size=32)
+
+
+class Shared(nn.Module):
+    """A convolutional trunk that a classifier and a decoder read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ELU(), nn.Flatten(), nn.Linear(256, 48),
+            nn.ELU(),
+        )  # fmt: skip
+        self.classes = nn.Linear(48, 10)
+        self.decoder = nn.Sequential(nn.Linear(48, 64), nn.ELU(), nn.Linear(64, 64))
+
+
+def weighed(model: Shared, x: Tensor, y: Tensor, *, weight: float) -> Tensor:
+    """Cross entropy and weighed reconstruction."""
+    h = model.trunk(x)
+    error = F.mse_loss(model.decoder(h), x.flatten(1))
+    return F.cross_entropy(model.classes(h), y) + weight * error
+
+
+def shared(weight: float = 1.0) -> Training:
+    """Classes and pictures out of one trunk."""
+    torch.manual_seed(12)
+    model = Shared()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return fit(model, pictures(), partial(weighed, weight=weight), optimizer, steps=200)
+
+
+class Search(nn.Module):
+    """Cells whose operations are mixed by a softmax over learnt scores."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.stem = nn.Conv2d(1, 12, 3, padding=1)
+        self.cells = nn.ModuleList(
+            [
+                nn.ModuleList(
+                    [
+                        nn.Conv2d(12, 12, 1),
+                        nn.Conv2d(12, 12, 3, padding=1),
+                        nn.Conv2d(12, 12, 3, padding=2, dilation=2),
+                    ]
+                )
+                for _ in range(2)
+            ]
+        )
+        self.scores = nn.Parameter(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
+        self.head = nn.Linear(12 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for cell, scores in zip(self.cells, self.scores, strict=True):
+            assert isinstance(cell, nn.ModuleList)
+            mix = torch.softmax(scores / self.temperature, -1)
+            h = F.gelu(sum((p * op(h) for p, op in zip(mix, cell, strict=True)), h))
+        out: Tensor = self.head(F.avg_pool2d(h, 2).flatten(1))
+        return out
+
+
+def search(temperature: float = 1.0) -> Training:
+    """Digits by cells with mixed operations."""
+    torch.manual_seed(13)
+    model = Search(temperature)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return fit(model, pictures(), classify, optimizer, steps=120, size=32)
+
+
+# What gets next to none of the gradient has a gradient that has vanished, and under plain SGD
+# next to no update: 1e-5 of its weights and less over the run.
+STARVED = Fault(
+    "ind5-starved",
+    must=[["starved-pathway"]],
+    may=["vanishing-gradient", "no-update"],
+    symptom=branch_starved(1e-3),
+    variants=[
+        Variant("residual-constant", partial(plain), broken=partial(plain, scale=1e-5)),
+        Variant("deep-beside-wide", partial(wide_deep), broken=partial(wide_deep, unit=1e5)),
+        Variant("skip-of-unet", partial(unet), broken=partial(unet, skip=1e-5)),
+        Variant("task-weight", partial(shared), broken=partial(shared, weight=1e-6)),
+        Variant(
+            "highway-shut",  # the gates' sigmoids are at their end: the same, said otherwise
+            partial(highway),
+            broken=partial(highway, bias=-14.0),
+            must=[["starved-pathway", "saturated-activation"]],
+        ),
+        Variant(
+            "mixed-operations",  # the mix's softmax is on one operation from the start
+            partial(search),
+            broken=partial(search, temperature=0.05),
+            must=[["starved-pathway", "peaked-softmax"]],
+        ),
+    ],
+)
+
+
+FAULTS = [DETACHED, NOT_HELD, STARVED]
