@@ -21,7 +21,12 @@ from gradscope.findings.update_too_large import LARGE, REWRITES
 # and the rules in `_LOCAL` must also sit in the same repeated structure.
 _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "non-finite": ("exploding-gradient", "update-too-large", "unscaled-input"),
-    "exploding-gradient": ("starved-pathway", "update-too-large", "unscaled-input"),
+    "exploding-gradient": (
+        "starved-pathway",
+        "update-too-large",
+        "unscaled-input",
+        "peaked-softmax",
+    ),
     "update-too-large": ("no-update", "exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
     "diffuse-softmax": ("update-too-large",),
@@ -82,7 +87,7 @@ _FOLLOWS = {
     "cancelling-fork": {"unscaled-input", "saturated-activation"},
     "dead-units": {"unscaled-input", "underflow", "update-too-large"},
     "update-too-large": {"peaked-softmax", "no-update", "unscaled-input"},
-    "exploding-gradient": {"starved-pathway"},
+    "exploding-gradient": {"starved-pathway", "peaked-softmax"},
     "saturated-activation": {"unscaled-input", "update-too-large"},
     "peaked-softmax": {"unscaled-input"},
     "diffuse-softmax": {"update-too-large"},
@@ -204,6 +209,8 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
     if pair == ("exploding-gradient", "starved-pathway"):  # a chain that begins at a starved branch
         last = symptom.evidence.get("largest_rise_from") or ""
         return bool(last) and cause.evidence["edge"].startswith((f"{last}:", f"{last}."))
+    if pair == ("exploding-gradient", "peaked-softmax"):  # rows that open for a moment
+        return symptom.evidence["along"] == "time" and symptom.evidence["diverged"] is False
     if pair == ("no-update", "detached"):
         return cause.evidence["exactly_zero"] and symptom.evidence["state"] == "zero"
     if pair == ("update-too-large", "exploding-gradient"):

@@ -2,8 +2,9 @@
 
 Left out are forks of a parameter: its uses share one weight, their gradients cancel at every
 optimum, and an early time step of a recurrence may well contribute nothing. Left out, too, are
-forks with an edge into a reduction: in x / ‖x‖, x − mean(x), exp(x) / Σ exp(x) that edge exists to
-take back what the other one sends along the direction that is normalised away.
+forks with an edge into a reduction beside others: in x / ‖x‖, x − mean(x), exp(x) / Σ exp(x) that
+edge exists to take back what the other one sends along the direction that is normalised away.
+Where all edges reduce, as in pooling by mean and by maximum, none takes back another's.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def forks(signals: Signals) -> tuple[np.ndarray, list[Fork]]:
         edges = tuple(norms.keys[j][1] for j in at)
         if len(edges) < 2 or ("parameter", site) in signals.run.sites:
             continue
-        if any(_is_reduction(edge) for edge in edges):
+        if 0 < sum(map(_is_reduction, edges)) < len(edges):
             continue
         total = totals.column(site) if site in totals else np.full(len(norms.steps), np.nan)
         found.append(Fork(site, edges, norms.values[:, at], total))

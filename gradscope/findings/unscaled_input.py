@@ -1,15 +1,16 @@
 """unscaled-input: the model reads numbers of another size than its layers are initialised for.
 
 Definition. The data that a trainable module reads has a root mean square of `LARGE` or more, or a
-feature with `PEAK` or more, at most of the measured steps. Common initialisations keep the variance
-of what passes through only for inputs of unit variance; the gradient of the first weights grows in
-proportion.
+feature with `PEAK` or more, or none with more than `SMALL`, at most of the measured steps. Common
+initialisations keep the variance of what passes through only for inputs of unit variance; the
+gradient of the first weights grows in proportion.
 
 Source: LeCun et al., "Efficient BackProp", 1998, section 4.3.
 
 Severity. Warning; critical where the loss ends non-finite or has not fallen.
 
-Silent where that module is a normalisation, which takes the scale away, and about token ids.
+Silent where that module is a normalisation, which takes the scale away, about token ids, and about
+data that are all 0, such as a first state.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from gradscope.findings._training import progress
 
 LARGE = 20.0  # standardised data has 1; pixels from 0 to 255 have about 130
 PEAK = 100.0  # of one feature among others: years, prices, counts
+SMALL = 0.01  # of the largest feature: volts, metres; sparse data have 0.05 and more
 
 
 def find(signals: Signals) -> list[Finding]:
@@ -31,9 +33,11 @@ def find(signals: Signals) -> list[Finding]:
         kind = signals.site("input", site).type
         size = float(quiet_median(rms.column(site)))
         peak = _median(signals, "input_peak", site)
-        if not (size >= LARGE or peak >= PEAK) or "Norm" in kind:
+        small = size > 0 and 0 < peak <= SMALL
+        if not (size >= LARGE or peak >= PEAK or small) or "Norm" in kind:
             continue
         went = progress(signals)
+        limit = {"small": SMALL} if small else {"large": LARGE}
         findings.append(
             Finding(
                 rule="unscaled-input",
@@ -54,7 +58,12 @@ def find(signals: Signals) -> list[Finding]:
                     "Standardise the data (subtract the mean and divide by the standard deviation "
                     "of each feature over the training set), or begin with a normalisation layer."
                 ),
-                view=View("input", "input_rms", (site,), thresholds={"large": LARGE, "unit": 1.0}),
+                view=View(
+                    "input",
+                    "input_rms",
+                    (site,),
+                    thresholds={**limit, "unit": 1.0},
+                ),
             )
         )
     return findings

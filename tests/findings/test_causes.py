@@ -232,3 +232,10 @@ def test_a_softmax_in_the_models_own_forward_may_lie_anywhere(rule, cause):
 def test_uniform_since_the_weights_were_thrown_about():
     found = story(finding("update-too-large"), finding("diffuse-softmax", first=5))
     assert found[1] == ("diffuse-softmax", "info", "update-too-large")
+
+
+@pytest.mark.parametrize(("along", "cause"), [("time", "peaked-softmax"), ("depth", "")])
+def test_a_burst_through_rows_that_open_for_a_moment(along, cause):
+    burst = finding("exploding-gradient", first=5, along=along, diverged=False)
+    found = {f.rule: f for f in rank([finding("peaked-softmax"), burst])}["exploding-gradient"]
+    assert (found.cause, found.severity) == (cause, "info" if cause else "warning")

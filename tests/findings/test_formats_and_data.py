@@ -65,8 +65,10 @@ def test_other_formats_are_not_judged():
     assert isinstance(found, Skipped)
 
 
-def data(rms, kind="Linear", loss=()):
+def data(rms, kind="Linear", loss=(), peak=None):
     rows = made.series("input", "net.0", "input_rms", [rms] * 10) + list(loss)
+    if peak is not None:
+        rows += made.series("input", "net.0", "input_peak", [peak] * 10)
     sites = [Site("net.0", "input", type=kind)]
     return apply(unscaled_input.RULE, Signals(made.run(rows, sites)))
 
@@ -90,3 +92,12 @@ def test_a_normalisation_takes_the_scale_away(kind):
 def test_it_is_critical_where_nothing_is_learned():
     (finding,) = data(1000.0, loss=made.loss(2.0, 2.0, 100))
     assert finding.severity == "critical"
+
+
+@pytest.mark.parametrize(
+    ("rms", "peak", "found"), [(2e-5, 2e-5, 1), (0.005, 0.3, 0), (0.0, 0.0, 0)]
+)
+def test_data_that_are_next_to_nothing(rms, peak, found):
+    """Sparse data have a feature of some size, and a state that starts at 0 is no data."""
+    findings = data(rms, peak=peak)
+    assert [f.view.thresholds["small"] for f in findings] == [unscaled_input.SMALL] * found

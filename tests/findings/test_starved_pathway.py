@@ -77,3 +77,9 @@ def test_a_share_that_rises_because_the_rest_falls():
     falling = np.geomspace(1.0, 1e-2, 40)
     (finding,) = find(made.fork("h", {"aux:linear": 1e-8, "main:linear": falling}, falling))
     assert (finding.severity, finding.evidence["rising"]) == ("warning", False)
+
+
+def test_pooling_by_mean_and_by_maximum_normalises_nothing():
+    pooled = made.fork("points", {"max:amax": 1.0, "mean:mean": 1e-6}, 1.0)
+    assert [f.evidence["edge"] for f in find(pooled)] == ["mean:mean"]
+    assert isinstance(find(made.fork("points", {"x:div": 1.0, "x:mean": 1e-6}, 1.0)), Skipped)
