@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from analyses.faults.case import Fault, Variant
 from analyses.faults.independent.kit_fifth_parts import digits, fit, pictures, table
 from analyses.faults.symptoms import (
     branch_starved,
+    edges_cancel,
     left_out,
     no_gradient_before,
     unmoved,
@@ -481,4 +484,207 @@ STARVED = Fault(
 )
 
 
-FAULTS = [DETACHED, NOT_HELD, STARVED]
+# ---------------------------------------------------------------- cancelling
+
+
+class Turn(torch.autograd.Function):
+    """Nothing forward; the gradient's sign backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by: float) -> Tensor:
+        ctx.by = by
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return -ctx.by * g, None
+
+
+class Reversal(nn.Module):
+    """Gradient reversal."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = Turn.apply(x, self.by)
+        return out
+
+
+class Domains(nn.Module):
+    """A trunk, a classifier, and an adversary behind a reversal."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.SiLU(), nn.Conv2d(12, 12, 3, stride=2, padding=1),
+            nn.Tanh(), nn.Flatten(),
+        )  # fmt: skip
+        self.classes = nn.Linear(192, 10)
+        self.reversal = Reversal(by)
+        self.adversary = copy.deepcopy(self.classes)
+
+
+def opposed(model: Domains, x: Tensor, y: Tensor, domain: Tensor) -> Tensor:
+    """The classes' cross entropy and the domains'."""
+    h = model.trunk(x)
+    a = F.cross_entropy(model.classes(h), y)
+    return a + F.cross_entropy(model.adversary(model.reversal(h)), domain)
+
+
+def adversarial(fault: bool = False) -> Training:
+    """Digits without their writers; by mistake the classes are given as the domains."""
+    torch.manual_seed(14)
+    x, y = pictures()
+    writers = torch.arange(len(x)) * 10 // len(x)
+    model = Domains(0.9999 if fault else 0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    data = (x, y, y.clone() if fault else writers)
+    return fit(model, data, opposed, optimizer, steps=150, size=32)
+
+
+class Ears(nn.Module):
+    """One trunk and two heads with the same weights, for two sensors of one quantity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Linear(16, 48), nn.LayerNorm(48), nn.GELU(), nn.Linear(48, 48), nn.GELU()
+        )
+        self.left = nn.Linear(48, 1)
+        self.right = nn.Linear(48, 1)
+        nn.init.normal_(self.left.weight, std=0.01)
+        nn.init.zeros_(self.left.bias)
+        self.right.weight, self.right.bias = self.left.weight, self.left.bias
+
+
+def sensors(model: Ears, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Both sensors' squared errors."""
+    h = model.trunk(x)
+    return F.mse_loss(model.left(h), left) + F.mse_loss(model.right(h), right)
+
+
+def ears(sign: float = 1.0) -> Training:
+    """Two sensors of one quantity; `sign` is the second one's convention."""
+    torch.manual_seed(15)
+    x, first, _ = table()
+    first = first - first.mean()
+    model = Ears()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    return fit(model, (x, first, sign * first), sensors, optimizer, steps=200, size=256)
+
+
+class Jitter(nn.Module):
+    """Adds a little noise, always the same for a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(5)
+        return x + 0.002 * torch.randn(x.shape, generator=generator)
+
+
+class Distance(nn.Module):
+    """Mean squared distance of rows."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().mean(-1)
+
+
+class Triplets(nn.Module):
+    """Embeds anchors, positives and negatives; negatives may be made of the positives."""
+
+    def __init__(self, made: bool) -> None:
+        super().__init__()
+        self.made = made
+        self.embed = nn.Sequential(
+            nn.Linear(64, 80), nn.SiLU(), nn.Linear(80, 80), nn.SiLU(), nn.Linear(80, 24)
+        )
+        self.near, self.far, self.jitter = Distance(), Distance(), Jitter()
+
+    def forward(self, a: Tensor, p: Tensor, n: Tensor) -> Tensor:
+        a, p = self.embed(a), self.embed(p)
+        n = self.jitter(p) if self.made else self.embed(n)
+        return F.softplus(8 * (self.near(p, a) - self.far(n, a))).mean()
+
+
+def ranked(model: nn.Module, *three: Tensor) -> Tensor:
+    """The triplets' loss is what the model returns."""
+    out: Tensor = model(*three)
+    return out
+
+
+def triplets(fault: bool = False) -> Training:
+    """Digits of a class near each other; by mistake the negatives are positives with noise."""
+    torch.manual_seed(16)
+    x, y = digits()
+    order = torch.argsort(y, stable=True)
+    x, y = x[order], y[order]
+    near = torch.arange(len(x)).roll(1)
+    near = torch.where(y[near] == y, near, torch.arange(len(x)))
+    data = (x, x[near], x.roll(700, 0))
+    model = Triplets(fault)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return fit(model, data, ranked, optimizer, steps=150)
+
+
+class Motion(nn.Module):
+    """What changes between two frames: one trunk, the later frame's view less the earlier's."""
+
+    def __init__(self, same: bool) -> None:
+        super().__init__()
+        self.same = same
+        self.trunk = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 64), nn.Tanh()
+        )
+        self.later = nn.Linear(64, 32)
+        self.earlier = nn.Linear(64, 32)
+        self.earlier.weight, self.earlier.bias = self.later.weight, self.later.bias
+        self.head = nn.Sequential(nn.Tanh(), nn.Linear(32, 2))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        h = self.trunk(second)
+        before = h if self.same else self.trunk(first)
+        view = self.later(h) - 0.999 * self.earlier(before)
+        out: Tensor = self.head(view)
+        return out
+
+
+def moved(model: nn.Module, first: Tensor, second: Tensor, shift: Tensor) -> Tensor:
+    """The shift's squared error."""
+    return F.mse_loss(model(first, second), shift)
+
+
+def motion(fault: bool = False) -> Training:
+    """By how much a digit was shifted; by mistake the second frame is taken twice."""
+    torch.manual_seed(17)
+    x, _ = pictures()
+    shift = torch.randint(-1, 2, (len(x), 2))
+    frames = zip(x, shift.tolist(), strict=True)
+    second = torch.stack([torch.roll(f, (a, b), (1, 2)) for f, (a, b) in frames])
+    model = Motion(fault)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return fit(model, (x, second, shift.float()), moved, optimizer, steps=200)
+
+
+# Before the fork there is about a thousandth of the gradient that the twins have, and less, and
+# the weights there move by less than a thousandth.
+CANCELLING = Fault(
+    "ind5-cancelling",
+    must=[["cancelling-fork"]],
+    may=["vanishing-gradient", "no-update"],
+    symptom=edges_cancel(0.1),
+    variants=[
+        Variant("adversary-of-classes", partial(adversarial), broken=partial(adversarial, True)),
+        Variant("sensor-signs", partial(ears), broken=partial(ears, sign=-1.0)),
+        Variant("negatives-of-positives", partial(triplets), broken=partial(triplets, True)),
+        Variant(
+            "frame-twice",  # here they do move, by a hundredth
+            partial(motion),
+            broken=partial(motion, True),
+            may=["vanishing-gradient"],
+        ),
+    ],
+)
+
+
+FAULTS = [DETACHED, NOT_HELD, STARVED, CANCELLING]
