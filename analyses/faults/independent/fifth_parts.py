@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from analyses.faults.case import Fault, Variant
+from analyses.faults.case import Fault, Healthy, Variant
 from analyses.faults.independent.kit_fifth_parts import digits, fit, pictures, table
 from analyses.faults.symptoms import (
     branch_starved,
@@ -687,4 +687,261 @@ CANCELLING = Fault(
 )
 
 
+# ---------------------------------------------------------------- healthy
+
+
+class Residual(nn.Module):
+    """Three residual blocks with batch normalisation; the second halves the picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+        sizes = [(12, 12, 1), (12, 20, 2), (20, 20, 1)]
+        self.main = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, stride=s, padding=1, bias=False), nn.BatchNorm2d(b),
+                    nn.ReLU(), nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b),
+                )
+                for a, b, s in sizes
+            ]
+        )  # fmt: skip
+        self.short = nn.ModuleList(
+            [nn.Identity() if a == b else nn.Conv2d(a, b, 1, stride=s) for a, b, s in sizes]
+        )
+        self.head = nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for main, short in zip(self.main, self.short, strict=True):
+            h = F.relu(main(h) + short(h))
+        out: Tensor = self.head(h.mean((2, 3)))
+        return out
+
+
+def residual() -> Training:
+    """Digits by a residual network."""
+    torch.manual_seed(21)
+    model = Residual()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    return fit(model, pictures(), classify, optimizer, steps=150, size=32)
+
+
+class Experts(nn.Module):
+    """A soft mixture of four experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(16, 4)
+        self.experts = nn.ModuleList(
+            [nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 1)) for _ in range(4)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.softmax(self.router(x), -1)
+        return torch.stack([e(x) for e in self.experts], -1).mul(weights[:, None]).sum(-1)
+
+
+def experts() -> Training:
+    """A table's first target by a mixture of experts."""
+    torch.manual_seed(22)
+    model = Experts()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    return fit(model, table(), first_only, optimizer, steps=250)
+
+
+class Variational(nn.Module):
+    """A variational autoencoder with eight latent numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 96), nn.SiLU())
+        self.mean = nn.Linear(96, 8)
+        self.spread = nn.Linear(96, 8)
+        self.decoder = nn.Sequential(nn.Linear(8, 96), nn.SiLU(), nn.Linear(96, 64))
+
+
+def evidence(model: Variational, x: Tensor) -> Tensor:
+    """Reconstruction and divergence, per picture."""
+    h = model.encoder(x)
+    mean, spread = model.mean(h), model.spread(h)
+    z = mean + torch.randn_like(mean) * (0.5 * spread).exp()
+    error = (model.decoder(z) - x).square().sum(-1).mean()
+    divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).sum(-1).mean()
+    return error + 0.5 * divergence
+
+
+def variational() -> Training:
+    """Digits by a variational autoencoder."""
+    torch.manual_seed(23)
+    model = Variational()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    return fit(model, digits()[:1], evidence, optimizer, steps=250)
+
+
+class Opening(nn.Module):
+    """Six residual blocks whose gates are 0 at the start and are learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 40)
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 40)) for _ in range(6)]
+        )
+        self.gates = nn.Parameter(torch.zeros(6))
+        self.head = nn.Linear(40, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        for gate, block in zip(self.gates, self.blocks, strict=True):
+            h = h + gate * block(h)
+        out: Tensor = self.head(h)
+        return out
+
+
+def opening() -> Training:
+    """Digits by gated residual blocks that open."""
+    torch.manual_seed(24)
+    model = Opening()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    return fit(model, digits(), classify, optimizer, steps=200)
+
+
+class Pupil(nn.Module):
+    """A network and a frozen one to learn from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 20))
+        self.student = nn.Sequential(
+            nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 20)
+        )
+        self.teacher.requires_grad_(False)
+
+
+def distil(model: Pupil, x: Tensor) -> Tensor:
+    """Squared error to what the teacher says of the cleaner picture."""
+    with torch.no_grad():
+        said = model.teacher(x)
+    return F.mse_loss(model.student(x + 0.1 * torch.randn_like(x)), said)
+
+
+def pupil() -> Training:
+    """Learning from a frozen network."""
+    torch.manual_seed(25)
+    model = Pupil()
+    optimizer = torch.optim.AdamW(model.student.parameters(), lr=3e-3)
+    return fit(model, digits()[:1], distil, optimizer, steps=200)
+
+
+class Tied(nn.Module):
+    """A GRU over letters whose output weights are the embedding's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters = nn.Embedding(20, 32)
+        self.gru = nn.GRU(32, 32, batch_first=True)
+        self.out = nn.Linear(32, 20)
+        nn.init.normal_(self.letters.weight, std=0.2)
+        self.out.weight = self.letters.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.gru(self.letters(x))
+        out: Tensor = self.out(h)
+        return out
+
+
+def following(model: nn.Module, text: Tensor) -> Tensor:
+    """Cross entropy of the next letter."""
+    return F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+
+
+def tied() -> Training:
+    """A made-up language whose next letter mostly depends on the last two."""
+    torch.manual_seed(26)
+    text = torch.randint(20, (600, 17))
+    for t in range(2, 17):
+        rule = (3 * text[:, t - 1] + text[:, t - 2] // 5) % 20
+        text[:, t] = torch.where(torch.rand(600) < 0.9, rule, text[:, t])
+    model = Tied()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    return fit(model, (text,), following, optimizer, steps=200, size=32)
+
+
+class Tastes(nn.Module):
+    """Users and things as sparse embeddings, with biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = nn.Embedding(300, 8, sparse=True)
+        self.things = nn.Embedding(200, 8, sparse=True)
+        self.bias = nn.Embedding(200, 1, sparse=True)
+        for e in (self.users, self.things, self.bias):
+            nn.init.normal_(e.weight, std=0.3)
+
+    def forward(self, user: Tensor, thing: Tensor) -> Tensor:
+        return (self.users(user) * self.things(thing)).sum(-1) + self.bias(thing)[:, 0]
+
+
+def rating(model: nn.Module, user: Tensor, thing: Tensor, stars: Tensor) -> Tensor:
+    """Squared error of a rating."""
+    return F.mse_loss(model(user, thing), stars)
+
+
+def tastes() -> Training:
+    """Ratings by factors, with the optimizer for sparse gradients."""
+    torch.manual_seed(27)
+    user, thing = torch.randint(300, (8000,)), torch.randint(200, (8000,))
+    a, b, c = torch.randn(300, 3), torch.randn(200, 3), torch.randn(200)
+    stars = (a[user] * b[thing]).sum(-1) / 2 + 1.5 * c[thing]
+    model = Tastes()
+    optimizer = torch.optim.SparseAdam(list(model.parameters()), lr=0.03)
+    return fit(model, (user, thing, stars), rating, optimizer, steps=250, size=256)
+
+
+class Uncertain(nn.Module):
+    """Two tasks whose weights are learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(16, 96), nn.LayerNorm(96), nn.SiLU())
+        self.tasks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(96, 32), nn.SiLU(), nn.Linear(32, 1)) for _ in range(2)]
+        )
+        self.weights = nn.Parameter(torch.zeros(2))
+
+
+def balanced(model: Uncertain, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Errors weighed by learnt precisions; moved up, so that it stays above 0."""
+    h = model.trunk(x)
+    errors = [F.mse_loss(task(h), y) for task, y in zip(model.tasks, (first, second), strict=True)]
+    return (torch.stack(errors) * (-model.weights).exp() + model.weights).sum() + 5
+
+
+def uncertain() -> Training:
+    """A table's two targets with learnt weights."""
+    torch.manual_seed(28)
+    model = Uncertain()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    return fit(model, table(), balanced, optimizer, steps=250)
+
+
+PARTS = Healthy(
+    "ind5-parts",
+    {
+        "residual-network": residual,
+        "mixture-of-experts": experts,
+        "variational": variational,
+        "gates-that-open": opening,
+        "frozen-teacher": pupil,
+        "tied-letters": tied,
+        "sparse-factors": tastes,
+        "weighed-tasks": uncertain,
+    },
+)
+
+
 FAULTS = [DETACHED, NOT_HELD, STARVED, CANCELLING]
+THEMES = [PARTS]
