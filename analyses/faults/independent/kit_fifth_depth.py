@@ -69,13 +69,14 @@ def surface(step: int, size: int = 96, features: int = 8) -> Batch:
     return x, y[:, None]
 
 
-def words(step: int, size: int = 32, length: int = 12, kinds: int = 30) -> Batch:
-    """Bags of words of three topics, two thirds of each from the topic's own ten words."""
+def words(step: int, size: int = 32, length: int = 12, own: float = 0.6) -> Batch:
+    """Bags of words of three topics, a share of each from the topic's own ten words."""
+    kinds = 30
     g = _generator(step)
     y = torch.randint(3, (size,), generator=g)
-    own = torch.randint(10, (size, length), generator=g) + 10 * y[:, None]
+    mine = torch.randint(10, (size, length), generator=g) + 10 * y[:, None]
     other = torch.randint(kinds, (size, length), generator=g)
-    return torch.where(torch.rand(size, length, generator=g) < 0.6, own, other), y
+    return torch.where(torch.rand(size, length, generator=g) < own, mine, other), y
 
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
