@@ -11,7 +11,7 @@ from torch import nn
 
 from analyses.faults.case import Fault, Healthy, Symptom, Variant
 from analyses.faults.independent import kit_fifth_attention as kit
-from analyses.faults.symptoms import diffuse, peaked
+from analyses.faults.symptoms import decays, diffuse, grows, peaked
 from analyses.faults.training import Training
 
 SPLITS = ("test",)
@@ -211,5 +211,87 @@ NARROW = Fault(
     ],
 )
 
-FAULTS = [PEAKED, DIFFUSE, NARROW]
-THEMES: list[Healthy] = []
+
+def plain(layers: int = 8, around: bool = True) -> Training:
+    """Digits by rows through attention layers."""
+    torch.manual_seed(11)
+    return kit.sgd(kit.Plain(layers, around), kit.digit_batches(32), lr=0.02, steps=150)
+
+
+def scaled(factor: float = 0.9) -> Training:
+    """A language model without norms."""
+    torch.manual_seed(12)
+    return kit.sgd(kit.Scaled(factor), kit.grammar(24, 16), lr=0.03, steps=150)
+
+
+def even(times: float = 1.0) -> Training:
+    """Linear attention over bags."""
+    torch.manual_seed(13)
+    return kit.adam(kit.Even(times=times), kit.bags(48, 10, 12), lr=1e-3, steps=200)
+
+
+def normed(gain: float = 1.0) -> Training:
+    """Digits by attention without norms."""
+    torch.manual_seed(14)
+    return kit.adam(kit.Normed(gain=gain), kit.digit_batches(32), lr=1e-3, steps=200)
+
+
+VANISHING = Fault(
+    "ind5-vanishing-attention",
+    must=[["vanishing-gradient"]],
+    # The places' states hardly differ any more, so attention is even; early layers stay put.
+    may=["diffuse-softmax", "no-update"],
+    symptom=decays(2.5),
+    variants=[
+        Variant("plain-no-way-around", plain, broken=partial(plain, around=False)),
+        Variant("scaled-down-sums", scaled, broken=partial(scaled, factor=0.1)),
+    ],
+)
+
+EXPLODING = Fault(
+    "ind5-exploding-attention",
+    must=[["exploding-gradient"]],
+    symptom=grows(2.5),
+    variants=[
+        Variant("linear-wide-values", even, broken=partial(even, times=15.0)),
+        Variant("normed-wide-values", normed, broken=partial(normed, gain=4.0)),
+    ],
+)
+
+
+def causal() -> Training:
+    """A language model on a made-up grammar."""
+    torch.manual_seed(15)
+    return kit.adam(kit.Causal(), kit.grammar(32, 16), lr=3e-3, steps=200)
+
+
+def shared() -> Training:
+    """Digits by multi-query attention in a window."""
+    torch.manual_seed(16)
+    return kit.adam(kit.Shared(), kit.digit_batches(48), steps=200)
+
+
+def fused() -> Training:
+    """Bags by PyTorch's own encoder."""
+    torch.manual_seed(17)
+    return kit.adam(kit.Fused(), kit.bags(48, 10, 12), lr=1e-3, steps=200)
+
+
+FAULTS = [PEAKED, DIFFUSE, NARROW, VANISHING, EXPLODING]
+
+SOUND = Healthy(
+    "ind5-sound-attention",
+    runs={
+        "patches-learned-bias": patches,
+        "causal-tied": causal,
+        "multi-query-window": shared,
+        "fused-encoder-bags": fused,
+        "gated-large-bags": partial(gated, items=40),
+        "kernel-few-items": partial(kernel, items=5),
+        "thought-wide": partial(thought, width=40),
+    },
+    # All that the decoder's attention reads is one vector of 40, on purpose.
+    may={"thought-wide": ["information-bottleneck"]},
+)
+
+THEMES = [SOUND]

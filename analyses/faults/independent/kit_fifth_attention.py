@@ -388,3 +388,143 @@ def rank_between(make: Callable[[], Training]) -> int:
     ]
     values = torch.linalg.svdvals(torch.stack(rows).double())
     return int((values > 1e-6 * values[0]).sum())
+
+
+class Plain(nn.Module):
+    """Rows of an image through attention layers with a ReLU, with or without a way around."""
+
+    def __init__(self, layers: int, around: bool) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Linear(8, 32), nn.Parameter(0.5 * torch.randn(8, 32))
+        self.layers = nn.ModuleList(Heads(32, 4) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(layers))
+        self.head = nn.Linear(32, 10)
+        self.around = around
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) + self.place
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            h = h + F.gelu(layer(norm(h))) if self.around else F.gelu(layer(h))
+        return self.head(h.mean(1))
+
+
+class Scaled(nn.Module):
+    """A causal language model without norms whose blocks' sums are multiplied by a factor."""
+
+    def __init__(self, factor: float, layers: int = 6, words: int = 12) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(words, 32), nn.Parameter(0.5 * torch.randn(16, 32))
+        self.attend = nn.ModuleList(Heads(32, 2, causal=True) for _ in range(layers))
+        self.mlp = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 32)) for _ in range(layers)
+        )
+        self.out = nn.Linear(32, words)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) + self.place
+        for attend, mlp in zip(self.attend, self.mlp, strict=True):
+            h = self.factor * (h + attend(h))
+            h = h + mlp(h)
+        return self.out(h)
+
+
+class Even(nn.Module):
+    """Linear attention (no softmax) over a bag, residual, with wide or usual value matrices."""
+
+    def __init__(self, layers: int = 5, width: int = 32, times: float = 1.0) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, width)
+        self.q = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.v = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.o = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.head = nn.Linear(width, 4)
+        for v in self.v:
+            v.weight.data.mul_(times)  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for q, v, o in zip(self.q, self.v, self.o, strict=True):
+            f = F.elu(q(h)) + 1
+            weights = f @ f.transpose(1, 2)
+            h = h + o(weights @ v(h) / weights.sum(-1, keepdim=True)) + o(v(h))
+        return self.head(h.amax(1))
+
+
+class Normed(nn.Module):
+    """Images as 64 pixels; attention of unit questions and keys, summed without norms."""
+
+    def __init__(self, layers: int = 6, gain: float = 1.0) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Linear(4, 24), nn.Parameter(0.5 * torch.randn(16, 24))
+        self.qk = nn.ModuleList(nn.Linear(24, 48) for _ in range(layers))
+        self.vo = nn.ModuleList(
+            nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24)) for _ in range(layers)
+        )
+        for vo in self.vo:
+            for p in vo.parameters():
+                p.data.mul_(gain)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x.unfold(1, 2, 2).unfold(2, 2, 2).reshape(len(x), 16, 4)) + self.place
+        for qk, vo in zip(self.qk, self.vo, strict=True):
+            q, k = (F.normalize(t, dim=-1) for t in qk(h).chunk(2, -1))
+            h = h + torch.softmax(8 * q @ k.transpose(1, 2), -1) @ vo(h) + vo(h)
+        return self.head(h.mean(1))
+
+
+class Causal(nn.Module):
+    """A small language model of pre-norm blocks, output tied to the embedding."""
+
+    def __init__(self, words: int = 12, length: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(words, 32)
+        nn.init.normal_(self.embed.weight, std=0.3)
+        self.place = nn.Parameter(0.1 * torch.randn(length, 32))
+        self.blocks = nn.Sequential(*(Block(32, 4, causal=True) for _ in range(2)))
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.blocks(self.embed(x) + self.place)) @ self.embed.weight.T
+
+
+class Shared(nn.Module):
+    """One key and value head for four questions, a local window, and a class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Linear(8, 32), nn.Parameter(0.2 * torch.randn(9, 32))
+        self.token = nn.Parameter(0.2 * torch.randn(1, 1, 32))
+        self.q = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+        self.kv = nn.ModuleList(nn.Linear(32, 16) for _ in range(2))
+        self.o = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        h = torch.cat([self.token.expand(n, -1, -1), self.embed(x)], 1) + self.place
+        at = torch.arange(9)
+        near = ((at[:, None] - at).abs() <= 3) | (at[:, None] == 0) | (at == 0)
+        for q, kv, o, norm in zip(self.q, self.kv, self.o, self.norms, strict=False):
+            y = norm(h)
+            questions = q(y).view(n, 9, 4, 8).transpose(1, 2)
+            k, v = kv(y)[:, None].chunk(2, -1)
+            scores = (questions @ k.transpose(-2, -1) * 8**-0.5).masked_fill(~near, -1e4)
+            h = h + F.gelu(o((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, 9, 32)))
+        return self.head(self.norms[2](h)[:, 0])
+
+
+class Fused(nn.Module):
+    """`nn.TransformerEncoder` over bags, mean-pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x)).mean(1))
