@@ -20,7 +20,7 @@ SPLITS = ("test",)
 def lookup() -> Training:
     """Retrieval by content out of twelve items, plain SGD."""
     torch.manual_seed(1)
-    return kit.sgd(kit.Lookup(), kit.lookups(64, 12, 24, 8), lr=0.2, steps=400)
+    return kit.sgd(kit.Lookup(), kit.lookups(64, 12, 24, 8), lr=0.1, steps=400)
 
 
 def unit_normal_projections(training: Training) -> None:

@@ -37,17 +37,20 @@ def digit_batches(size: int) -> Callable[[int], Batch]:
 def lookups(size: int, items: int, width: int, classes: int) -> Callable[[int], Batch]:
     """Keys (n, items, width), their labels as one-hot, a question; the label of the key it fits.
 
-    The question agrees with the key in a quarter of the places and is noise in the others.
+    The question agrees with the key in a quarter of the places, where all keys are equally
+    long, and is noise in the others.
     """
 
     def batch(step: int) -> Batch:
         g = torch.Generator().manual_seed(7000 + step)
         keys = torch.randn(size, items, width, generator=g)
+        part = width // 4
+        keys[..., :part] = part**0.5 * F.normalize(keys[..., :part], dim=-1)
         labels = torch.randint(classes, (size, items), generator=g)
         which = torch.randint(items, (size,), generator=g)
         rows = torch.arange(size)
         question = 1.5 * torch.randn(size, width, generator=g)
-        question[:, : width // 4] = 2 * keys[rows, which, : width // 4]
+        question[:, :part] = 2 * keys[rows, which, :part]
         return keys, F.one_hot(labels, classes).float(), question, labels[rows, which]
 
     return batch
