@@ -275,5 +275,132 @@ SATURATED = Fault(
     ],
 )
 
+
+# Healthy runs.
+
+
+def _deep_relu() -> Training:
+    """Five layers of ReLU with He's initialisation and dropout."""
+    torch.manual_seed(111)
+    layers: list[nn.Module] = []
+    for given in (64, 72, 72, 72):
+        layer = nn.Linear(given, 72)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.ReLU(), nn.Dropout(0.05)]
+    model = nn.Sequential(*layers, nn.Linear(72, 10))
+    return train(model, of(*digits(), like=centred), classify, torch.optim.AdamW, steps=200)
+
+
+class Squeezed(nn.Module):
+    """A convolution with channels weighted by logistic gates, after pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 20, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.gate = nn.Sequential(nn.Linear(20, 8), nn.SiLU(), nn.Linear(8, 20), nn.Sigmoid())
+        self.second = nn.Sequential(nn.Conv2d(20, 20, 3, padding=1), nn.ReLU())
+        self.answers = nn.Linear(20 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        h = self.first(x)
+        h = h * self.gate(h.mean((2, 3)))[..., None, None]
+        return self.answers(self.second(h).flatten(1))
+
+
+def _squeezed() -> Training:
+    torch.manual_seed(112)
+    return train(Squeezed(), of(*digits(), size=48, like=image), classify, lr=3e-3, steps=140)
+
+
+def _tanh_waves() -> Training:
+    """A curve of two variables by three layers of tanh with Xavier's initialisation."""
+    torch.manual_seed(113)
+    model = nn.Sequential(
+        nn.Linear(2, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(),
+        nn.Linear(48, 1),
+    )  # fmt: skip
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x = 2 * torch.rand(128, 2, generator=seeded(step)) - 1
+        return x, torch.sin(3 * x[:, 0]) * torch.cos(2 * x[:, 1])
+
+    return train(model, batch, regress, torch.optim.RMSprop, lr=1e-3, steps=240)
+
+
+class Varied(nn.Module):
+    """A variational autoencoder of binary pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 16))
+        self.draws = nn.Sequential(nn.Linear(8, 64), nn.ELU(), nn.Linear(64, 64))
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the pixels, and the latent's mean and logarithm of the variance."""
+        mean, logvar = self.reads(centred(x)).chunk(2, -1)
+        return self.draws(mean + noise * torch.exp(0.5 * logvar)), mean, logvar
+
+
+def _varied() -> Training:
+    torch.manual_seed(114)
+    draw = of(digits()[0])
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x = draw(step)[0]
+        return x, torch.randn(len(x), 8, generator=seeded(step))
+
+    def loss(model: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
+        logits, mean, logvar = model(x, noise)
+        told = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+        kept = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
+        return (told + 0.3 * kept).mean()
+
+    return train(Varied(), batch, loss, lr=2e-3, steps=240)
+
+
+class Remembers(nn.Module):
+    """An LSTM of two layers answers at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(12, 24)
+        self.reads = nn.LSTM(24, 48, num_layers=2, batch_first=True)
+        self.answers = nn.Linear(48, 12)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits by step."""
+        return self.answers(self.reads(self.tokens(tokens))[0])
+
+
+def _remembers() -> Training:
+    """The token before the last one is to be said."""
+    torch.manual_seed(115)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        tokens = torch.randint(12, (48, 10), generator=seeded(step))
+        return tokens, tokens.roll(1, 1)
+
+    def loss(model: nn.Module, tokens: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(model(tokens)[:, 1:].flatten(0, 1), wanted[:, 1:].flatten())
+
+    return train(Remembers(), batch, loss, lr=8e-3, steps=180)
+
+
+HEALTHY = Healthy(
+    "ind5-healthy-units",
+    runs={
+        "deep-relu": _deep_relu,
+        "squeezed": _squeezed,
+        "tanh-waves": _tanh_waves,
+        "variational": _varied,
+        "remembers": _remembers,
+    },
+)
+
 FAULTS = [DEAD, SATURATED]
-THEMES: list[Healthy] = []
+THEMES = [HEALTHY]
