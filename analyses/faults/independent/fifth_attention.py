@@ -287,7 +287,6 @@ SOUND = Healthy(
         "multi-query-window": shared,
         "fused-encoder-bags": fused,
         "gated-large-bags": partial(gated, items=40),
-        "kernel-few-items": partial(kernel, items=5),
         "thought-wide": partial(thought, width=40),
     },
     # All that the decoder's attention reads is one vector of 40, on purpose.
