@@ -117,7 +117,8 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
     severity: Severity = "warning" if matters else "info"
     rank, capacity = _effective_rank(signals, first.source)
     where = f"{named(first.source)} and {named(first.sink)}"
-    others = f", and likewise in {len(group) - 1} more places" if len(group) > 1 else ""
+    more = len(group) - 1
+    others = f", and likewise in {more} more place{'s' * (more > 1)}" if more else ""
     through = f" ({' + '.join(first.tensors[:3])})" if first.tensors else ""
     attends = first.attended < min(first.source_width, first.sink_width)
     least_held = "is attended over" if attends else "the smaller of the two holds"
