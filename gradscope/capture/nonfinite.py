@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.origins import OriginTap, first_nonfinite, is_risky
-from gradscope.capture.plan import Plan
+from gradscope.capture.passes import Passes
 from gradscope.capture.taps import NodeTap
 from gradscope.capture.trouble import Trouble
 from gradscope.graph.naming import INPUT, OUTSIDE
@@ -29,22 +29,22 @@ class NonFinite:
     Args:
         entries: of the run's meta: {"step", "phase", "operation", "where"}.
         parameters: names by id.
+        passes: of the step, if it is recorded.
     """
 
     def __init__(
-        self, entries: list[dict[str, Any]], parameters: dict[int, str], trouble: Trouble
+        self,
+        entries: list[dict[str, Any]],
+        parameters: dict[int, str],
+        passes: Passes,
+        trouble: Trouble,
     ) -> None:
         self._entries, self._parameters, self._trouble = entries, parameters, trouble
+        self._passes = passes
         self._pending: list[tuple[str, str, str, bool]] = []  # and whether inferred
-        # Of the passes that the next backward pass may go through: their first and last
-        # sequence number, and who made which node.
-        self._passes: list[tuple[int, int, Made]] = []
-        # The same, by distance from the loss, of the last step that was recorded.
+        # Of the passes of the last step that was recorded: their first and last sequence number,
+        # by distance from the loss, and who made which node.
         self._known: list[tuple[int, int, Made]] = []
-
-    def forward_done(self, start: int, end: int, plan: Plan) -> None:
-        """A forward pass of a recorded step: nodes numbered [start, end)."""
-        self._passes.append((start, end, plan.made))
 
     def found(self, where: str, operation: str) -> None:
         """A finite gradient reached an operation, and left it not finite."""
@@ -62,7 +62,7 @@ class NonFinite:
                     continue
                 if recorded and self._passes:
                     now = _root(loss)._sequence_nr()
-                    self._known = [(now - s, now - e, made) for s, e, made in self._passes]
+                    self._known = [(now - s, now - e, plan.made) for s, e, plan, _ in self._passes]
                     handles += self._watch(loss)
                 if not bool(torch.isfinite(loss.detach()).all()):
                     self._search(loss)
@@ -81,7 +81,7 @@ class NonFinite:
 
     def forget_step(self) -> None:
         """The step came to nothing: a gradient scaler tries a smaller scale."""
-        self._pending, self._passes = [], []
+        self._pending = []
 
     def _search(self, loss: Tensor) -> None:
         origin = first_nonfinite(loss, self._parameters)
@@ -105,21 +105,12 @@ class NonFinite:
     def _watch(self, loss: Tensor) -> list[Any]:
         """Hook the risky operations between the model's outputs and the loss."""
         handles: list[Any] = []
-        waiting, seen = [_root(loss)], {_root(loss)}
-        while waiting:
-            node = waiting.pop()
-            number = node._sequence_nr()
-            if any(start <= number < end for start, end, _ in self._passes):
-                continue
+        for node in self._passes.beyond([_root(loss)]):
             if is_risky(node):
                 tap = NodeTap(self._trouble)
                 op = operation(node)
                 tap.crossing = OriginTap(self.found, f"{OUTSIDE}:{op}", op)
                 handles += tap.hang(node, {})
-            for following, _ in node.next_functions:
-                if following is not None and following not in seen:
-                    seen.add(following)
-                    waiting.append(following)
         return handles
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.activations import Activations
+from gradscope.capture.between import Between
 from gradscope.capture.inputs import Inputs
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.listening import BACKWARD, CLIP, SCALER_STEP
 from gradscope.capture.nonfinite import NonFinite
 from gradscope.capture.parameters import Parameters
+from gradscope.capture.passes import Pass, Passes
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
 from gradscope.capture.ranks import Ranks, check_pattern
@@ -84,7 +86,20 @@ class Recorder:
         self._inputs = Inputs(ledger, self.paths, self.trouble)
         self._called: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         meta["nonfinite"] = []
-        self._nonfinite = NonFinite(meta["nonfinite"], self._parameter_names, self.trouble)
+        self._passes = Passes()  # of the step that is being recorded
+        self._nonfinite = NonFinite(
+            meta["nonfinite"], self._parameter_names, self._passes, self.trouble
+        )
+        self._between = Between(
+            self._passes,
+            self._parameter_names,
+            ledger,
+            softmax_rows,
+            self._activations,
+            self._nonfinite.found,
+            self.note_unseen,
+            self.trouble,
+        )
         self._unregistered = 0
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
         self._hung: list[Any] = []  # handles of this step's hooks
@@ -251,6 +266,7 @@ class Recorder:
                 graph,
                 calls,
                 start=outer.start,
+                end=outer.end,
                 returned={(graph.index[o.node], o.number) for o in returned},
                 paths=self.paths,
                 parameters=self._names_now(),
@@ -266,8 +282,9 @@ class Recorder:
             self._adopt(graph, outer.start)
             if not self._recorded and "cuts" not in self._meta:
                 self._cut(graph, calls)
-        self._hung += plan.hang(graph)
-        self._nonfinite.forward_done(outer.start, outer.end, plan)
+        made = Pass(outer.start, outer.end, plan, {})
+        self._hung += plan.taps.hang(graph.nodes, made.arrived)
+        self._passes.add(made)
         self._writer.spent += time.perf_counter() - began
 
     def _names_now(self) -> dict[int, str]:
@@ -290,8 +307,20 @@ class Recorder:
     def backward_begins(self, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass is about to run, of this model or another."""
         self._hung += self._nonfinite.backward_begins(tensors, self._recording)
+        if self._passes:
+            self._look_between(tensors)
         self.passes += self._forward
         self._forward = False
+
+    def _look_between(self, losses: Any) -> None:
+        if self.trouble.off("gradients"):
+            return
+        began = time.perf_counter()
+        try:
+            self._hung += self._between.backward_begins(losses)
+        except Exception as error:
+            self.trouble.caught("gradients", error)
+        self._writer.spent += time.perf_counter() - began
 
     def clipped(self, parameters: list[Tensor], limit: float, total: Tensor) -> None:
         """`clip_grad_norm_` has clipped gradients of norm `total` to the norm `limit`."""
@@ -399,6 +428,7 @@ class Recorder:
         for handle in self._hung:
             handle.remove()
         self._hung = []
+        self._passes.clear()
 
     def _moved_by(self, optimizer: Any) -> Container[int] | None:
         """Ids of the parameters that are read when this optimizer steps; None means all.

@@ -8,6 +8,7 @@ when it goes. Nothing here returns a value to autograd, so that no gradient can 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from gradscope.quantities.norm import WIDE_HIGH, WIDE_LOW, norm
 Gradients = tuple[Tensor | None, ...]
 EdgeSlots = tuple[int, int]  # of an edge's norm, and of its inner product with the sum
 Arrived = list[tuple[EdgeSlots, Tensor]]
+Gathered = dict[Any, Arrived]  # by `ForkTap` or `Borrowed`, in one graph
 
 # Relative to the edges' norms: what is missing from their sum and is more than rounding.
 MISSING = 1e-5
@@ -74,7 +76,7 @@ class TensorTap:
         """
         self._names.append((norm_slot, excess_slot, nonfinite_slot, half_slots, numel))
 
-    def measure(self, g: Tensor, arrived: dict[ForkTap, Arrived]) -> None:
+    def measure(self, g: Tensor, arrived: Gathered) -> None:
         ledger = self._ledger
         size = norm(g)
         if g.dtype is torch.float16:
@@ -103,7 +105,7 @@ class ForkTap:
     """Gathers the gradients that a tensor's consumers send back, until their sum arrives.
 
     Args:
-        outside: slots of what comes from outside the model (a loss that uses the tensor).
+        outside: slots of what comes from elsewhere: readers in a graph that nobody showed.
         escapes: whether the tensor is handed out of the model.
         shared: where the gradients of a leaf gather, to which several graphs lead.
     """
@@ -122,7 +124,7 @@ class ForkTap:
         self._escapes = escapes
         self._shared = shared
 
-    def gather(self, arrived: dict[ForkTap, Arrived]) -> Arrived:
+    def gather(self, arrived: Gathered) -> Arrived:
         """What has arrived so far, in the graph whose hooks hold `arrived`."""
         return arrived.setdefault(self, []) if self._shared is None else self._shared
 
@@ -182,16 +184,32 @@ def _rest(g: Tensor, parts: Arrived) -> Tensor | None:
     return rest
 
 
+@dataclass(frozen=True)
+class Borrowed:
+    """A fork of a forward pass, for readers in a graph that several passes make.
+
+    Attributes:
+        part: which of the passes.
+    """
+
+    part: int
+    fork: ForkTap
+
+    def gather(self, arrived: Gathered) -> Arrived:
+        """See `ForkTap.gather`; what arrived in the pass is lent when the hooks are hung."""
+        return arrived[self]
+
+
 class NodeTap:
     """All that is measured at one autograd node."""
 
     def __init__(self, trouble: Trouble) -> None:
         self._trouble = trouble
         self.outputs: list[tuple[int, TensorTap]] = []  # forward outputs of the node
-        self.edges: list[tuple[int, ForkTap, EdgeSlots]] = []  # input → edge of a fork
+        self.edges: list[tuple[int, ForkTap | Borrowed, EdgeSlots]] = []  # input → a fork's edge
         self.crossing: Crossing | None = None
 
-    def hang(self, node: Any, arrived: dict[ForkTap, Arrived]) -> list[Any]:
+    def hang(self, node: Any, arrived: Gathered) -> list[Any]:
         """Register on a graph's node; handles to unregister it.
 
         The hooks must not hold the node, which holds them: what they need of it is taken now.
@@ -212,7 +230,7 @@ class NodeTap:
                     handles.append(node.register_hook(hook))
         return handles
 
-    def _arriving(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
+    def _arriving(self, arrived: Gathered, grad_outputs: Gradients) -> None:
         try:
             if torch.is_grad_enabled():  # create_graph=True
                 with torch.no_grad():
@@ -222,15 +240,13 @@ class NodeTap:
         except Exception as error:
             self._trouble.caught("gradients", error)
 
-    def _measure_outputs(self, arrived: dict[ForkTap, Arrived], grad_outputs: Gradients) -> None:
+    def _measure_outputs(self, arrived: Gathered, grad_outputs: Gradients) -> None:
         for number, tap in self.outputs:
             g = grad_outputs[number]
             if g is not None and not g.is_nested and not spread(g):
                 tap.measure(g, arrived)
 
-    def _leaving(
-        self, arrived: dict[ForkTap, Arrived], grad_inputs: Gradients, grad_outputs: Gradients
-    ) -> None:
+    def _leaving(self, arrived: Gathered, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
         try:
             for number, fork, slots in self.edges:
                 g = grad_inputs[number]
@@ -253,3 +269,29 @@ class NodeTap:
             saved.clear()
         except Exception as error:
             self._trouble.caught(crossing.part, error)
+
+
+@dataclass(eq=False)
+class Taps:
+    """All that is measured in graphs of one structure.
+
+    Attributes:
+        at: by index of the node.
+        leaf_forks: those of leaves, to which several graphs lead.
+    """
+
+    at: list[tuple[int, NodeTap]]
+    leaf_forks: list[ForkTap]
+
+    def hang(self, nodes: list[Any], arrived: Gathered) -> list[Any]:
+        """Hook a graph's nodes; handles to unhook them.
+
+        Args:
+            arrived: where what forks gather in this graph is kept.
+        """
+        handles: list[Any] = []
+        for fork in self.leaf_forks:
+            fork.forget()
+        for index, tap in self.at:
+            handles += tap.hang(nodes[index], arrived)
+        return handles

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -43,6 +44,20 @@ class Named:
     parameters: bool
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """Who made what in one forward pass, without holding any of it.
+
+    Attributes:
+        owners: a node's sequence number, counted from the start of the pass → name of the
+            innermost call around it.
+        outputs: what modules returned; the first number of `place` is such a sequence number.
+    """
+
+    owners: dict[int, str]
+    outputs: list[Named]
+
+
 class Names:
     """Names of module outputs, forks, edges and softmaxes in one graph."""
 
@@ -53,15 +68,54 @@ class Names:
         paths: dict[nn.Module, str],
         parameters: dict[int, str],
     ) -> None:
-        self.graph = graph
-        self.parameters = parameters
-        self._named_calls = call_names(calls, paths)
-        self.owners = _owners(self._named_calls)
+        named_calls = call_names(calls, paths)
         self.sequence = [node._sequence_nr() for node in graph.nodes]
-        self.outputs = list(self._outputs())
+        outputs = list(_outputs(graph, named_calls, self.sequence))
+        self._tell(graph, _owners(named_calls), outputs, parameters)
+
+    @classmethod
+    def over(
+        cls,
+        graph: Graph,
+        passes: Iterable[tuple[int, Footprint]],
+        parameters: dict[int, str],
+    ) -> Names:
+        """Names in a graph that several forward passes made, each with where it started."""
+        names = cls.__new__(cls)
+        names.sequence = [node._sequence_nr() for node in graph.nodes]
+        index = {number: i for i, number in enumerate(names.sequence)}
+        owners: dict[int, str] = {}
+        outputs: list[Named] = []
+        for start, footprint in passes:
+            owners.update({start + n: owner for n, owner in footprint.owners.items()})
+            for named in footprint.outputs:
+                number, output = named.place
+                if (at := index.get(start + number)) is not None:
+                    outputs.append(replace(named, place=(at, output)))
+        names._tell(graph, owners, outputs, parameters)
+        return names
+
+    def _tell(
+        self,
+        graph: Graph,
+        owners: dict[int, str],
+        outputs: list[Named],
+        parameters: dict[int, str],
+    ) -> None:
+        self.graph, self.owners, self.outputs, self.parameters = graph, owners, outputs, parameters
         self.at: dict[Place, str] = {}
         for place, group in self.outputs_by_place().items():
             self.at[place] = canonical(group).name
+
+    def footprint(self, start: int, end: int) -> Footprint:
+        """Of the forward pass that made the nodes numbered [start, end)."""
+        made = {number - start: owner for number, owner in self.owners.items()}
+        outputs = [
+            replace(named, place=(self.sequence[named.place[0]] - start, named.place[1]))
+            for named in self.outputs
+            if start <= self.sequence[named.place[0]] < end
+        ]
+        return Footprint(made, outputs)
 
     def outputs_by_place(self) -> dict[Place, list[Named]]:
         """Module outputs that are the very same tensor, together."""
@@ -88,10 +142,19 @@ class Names:
         owner = self.owner(node)
         return None if owner is None else op_name(owner, operation(self.graph.nodes[node]))
 
-    def edges(self, consumers: list[Place], all_consumers: dict[Place, list[Place]]) -> list[str]:
-        """Names of a fork's edges: what reads the tensor, seen through views."""
-        names = [self._reader(reader, all_consumers) for reader in consumers]
-        return _numbered(names)
+    def edges(
+        self,
+        consumers: list[Place],
+        all_consumers: dict[Place, list[Place]],
+        taken: Iterable[str] = (),
+    ) -> list[str]:
+        """Names of a fork's edges: what reads the tensor, seen through views.
+
+        Args:
+            taken: names of its edges that have theirs already.
+        """
+        names = [*taken, *(self._reader(reader, all_consumers) for reader in consumers)]
+        return _numbered(names)[len(names) - len(consumers) :]
 
     def _reader(self, reader: Place, consumers: dict[Place, list[Place]]) -> str:
         at, position = node, _ = reader
@@ -104,30 +167,29 @@ class Names:
             at, position = following[0]
         name = self.op(at)
         if name is None:
-            return self.op(node) or op_name("", operation(self.graph.nodes[node]))
+            return self.op(node) or op_name(OUTSIDE, operation(self.graph.nodes[node]))
         fused = self.graph.nodes[at].name() in FUSED_ATTENTION
         return f"{name}.{SDPA_INPUTS[position]}" if fused else name
 
-    def _outputs(self) -> list[Named]:
-        found = []
-        for call, name in self._named_calls:
-            for output in call.outputs:
-                node = self.graph.index.get(output.node)
-                if node is None:
-                    continue
-                found.append(
-                    Named(
-                        name=(name or OUTPUT) + output.field,
-                        type=class_name(call.module),
-                        place=(node, output.number),
-                        shape=tuple(output.shape),
-                        numel=output.shape.numel(),
-                        order=self.sequence[node],
-                        outer=call.depth,
-                        parameters=any(True for _ in call.module.parameters(recurse=False)),
-                    )
-                )
-        return found
+
+def _outputs(
+    graph: Graph, named_calls: list[tuple[Call, str]], sequence: list[int]
+) -> Iterator[Named]:
+    for call, name in named_calls:
+        for output in call.outputs:
+            node = graph.index.get(output.node)
+            if node is None:
+                continue
+            yield Named(
+                name=(name or OUTPUT) + output.field,
+                type=class_name(call.module),
+                place=(node, output.number),
+                shape=tuple(output.shape),
+                numel=output.shape.numel(),
+                order=sequence[node],
+                outer=call.depth,
+                parameters=any(True for _ in call.module.parameters(recurse=False)),
+            )
 
 
 def canonical(group: list[Named]) -> Named:

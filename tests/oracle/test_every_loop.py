@@ -30,7 +30,7 @@ def test_every_number(name):
     torch.manual_seed(1)
     run = record(model, lambda o: loop.train(model, o), optimizer=optimizer)
     torch.manual_seed(1)
-    with Observer(twin, twin_optimizer, lambda: loop.scale) as observer:
+    with Observer(twin, twin_optimizer, lambda: loop.scale, "forks" in loop.shows) as observer:
         (loop.twin or loop.train)(twin, twin_optimizer)
     assert len(observer.steps) == len(run.steps)
     assert_numbers(run, observer.steps, loop.shows, loop.rel)

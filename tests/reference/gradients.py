@@ -212,8 +212,7 @@ def fork_terms(model, loss_of, site=None, tensor=None):
         tensor: the tensor itself, for an input or a parameter.
 
     Returns:
-        consumer -> list of contributions. What reads it outside the model is one edge,
-        "(outside)": the graph is known up to what the model returned.
+        consumer -> list of contributions; "(outside)" is what reads it outside the model.
     """
 
     def on_output(name, output):
@@ -234,8 +233,6 @@ def fork_terms(model, loss_of, site=None, tensor=None):
     for consumer, copy in mode.copies:
         if copy.grad is not None:
             terms.setdefault(consumer, []).append(copy.grad)
-    if "(outside)" in terms:
-        terms["(outside)"] = [torch.stack(terms["(outside)"]).sum(0)]
     return terms
 
 

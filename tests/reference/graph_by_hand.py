@@ -9,6 +9,7 @@ import torch
 from torch.autograd.graph import GradientEdge
 
 MOST_EDGES = 16  # a tensor that is read more often is measured as a whole
+SHOWN_ANEW = ("ToCopyBackward0", "ViewBackward0", "TransposeBackward0", "SelectBackward0")
 
 
 def sequence_number():
@@ -49,12 +50,12 @@ def nodes_from(root):
 
 
 def forks(loss, span):
-    """Terms of every tensor that has several readers: list of (whole, inside, outside).
+    """Terms of every tensor that has several readers: list of (whole, parts).
 
     `whole`: the tensor's gradient, as the engine added it up in the tensor's own precision.
-    `inside`: gradients by reading edge of the forward pass. `outside`: their sum over the edges
-    made after it (by a loss that uses the tensor), or None. Readers that send nothing back are
-    left out, and so are tensors made before or after the forward pass, leaves apart.
+    `parts`: gradients by reading edge, of the forward pass or of the loss. Readers that send
+    nothing back are left out, and so are tensors made before or after the forward pass, but for
+    leaves and for what shows the model's own tensors in another shape or precision.
     """
     nodes = nodes_from(loss.grad_fn)
     readers = {}
@@ -80,20 +81,20 @@ def forks(loss, span):
 
     found = []
     for place, edges_of in readers.items():
-        made = place[0]._sequence_nr()
-        if not hasattr(place[0], "variable") and not span.start < made < span.end:
+        if not hasattr(place[0], "variable") and not _made_in(span, place[0]):
             continue
         shape = _shape(*place)
-        inside, outside = [], []
-        for node, position in edges_of:
-            part = term(node, position, shape)
-            if part is not None:
-                (inside if node._sequence_nr() < span.end else outside).append(part)
-        several = len(inside) + bool(outside) > 1
-        if several and sum(1 for n, _ in edges_of if n._sequence_nr() < span.end) <= MOST_EDGES:
-            beyond = sum(outside[1:], outside[0]) if outside else None
-            found.append((arriving[place], inside, beyond))
+        parts = [term(node, position, shape) for node, position in edges_of]
+        parts = [part for part in parts if part is not None]
+        if len(parts) > 1 and len(edges_of) <= MOST_EDGES:
+            found.append((arriving[place], parts))
     return found
+
+
+def _made_in(span, node):
+    while type(node).__name__ in SHOWN_ANEW and node._sequence_nr() > span.end:
+        ((node, _),) = node.next_functions
+    return span.start < node._sequence_nr() < span.end
 
 
 def _outputs(node):

@@ -452,7 +452,8 @@ def both(model, step):
     return weighted(*(tensor for _, tensor in tensors_in(model(data(step, 5, 3)), "")))
 
 
-# What there is to record, in the support matrix's words: no attention, and no tensor read twice.
+# What there is to record, in the support matrix's words: no attention, and no tensor read twice
+# (by the loss either).
 NO_SOFTMAXES = ("softmaxes",)
 NO_FORKS = ("forks", "softmaxes")
 
@@ -463,12 +464,12 @@ CASES = {
     "transformer decoder": Case(lambda: decoder(0.0), two_inputs),
     "transformer decoder, dropout": Case(lambda: decoder(0.2), two_inputs),
     "transformer": Case(lambda: nn.Transformer(8, 2, 1, 1, 16, dropout=0.1), two_inputs),
-    "lstm": Case(lambda: Tagger(nn.LSTM), on(2, 6, 3), lacks=NO_FORKS),
+    "lstm": Case(lambda: Tagger(nn.LSTM), on(2, 6, 3), lacks=NO_SOFTMAXES),
     "lstm, bidirectional": Case(
-        lambda: Tagger(nn.LSTM, bidirectional=True), on(2, 6, 3), lacks=NO_FORKS
+        lambda: Tagger(nn.LSTM, bidirectional=True), on(2, 6, 3), lacks=NO_SOFTMAXES
     ),
     "lstm, packed": Case(lambda: Tagger(nn.LSTM, packed=True), on(2, 6, 3), lacks=NO_SOFTMAXES),
-    "lstm, last state": Case(LastState, on(6, 2, 3), lacks=NO_FORKS),
+    "lstm, last state": Case(LastState, on(6, 2, 3), lacks=NO_SOFTMAXES),
     "gru": Case(lambda: Tagger(nn.GRU, num_layers=2, dropout=0.3), on(2, 6, 3), lacks=NO_SOFTMAXES),
     "rnn": Case(lambda: Tagger(nn.RNN), on(2, 6, 3), lacks=NO_SOFTMAXES),
     "resnet": Case(ResNet, on(4, 3, 6, 6), lacks=NO_SOFTMAXES),
@@ -486,18 +487,20 @@ CASES = {
     ),
     "module called repeatedly": Case(Repeats, on(3, 4), lacks=NO_SOFTMAXES),
     "tied weights": Case(Tied, language, lacks=NO_SOFTMAXES),
-    "frozen parts": Case(Frozen, on(5, 3), lacks=NO_FORKS),
+    "frozen parts": Case(Frozen, on(5, 3), lacks=NO_SOFTMAXES),
     "low-rank adapters": Case(
         lambda: nn.Sequential(Adapter(4, 2), nn.Tanh(), Adapter(4, 1)),
         on(3, 4),
         lacks=NO_SOFTMAXES,
     ),
-    "unused parameters": Case(Unused, on(5, 3), lacks=NO_FORKS),
+    "unused parameters": Case(
+        Unused, lambda model, step: model(data(step, 5, 3)).square().sum(), lacks=NO_FORKS
+    ),
     "multi-head attention, without weights": Case(lambda: Attends(False), on(2, 5, 8)),
     "multi-head attention, weights read": Case(
         lambda: Attends(True), lambda model, step: weighted(*model(data(step, 2, 5, 8)))
     ),
-    "custom function": Case(Custom, on(5, 3), lacks=NO_FORKS),
+    "custom function": Case(Custom, on(5, 3), lacks=NO_SOFTMAXES),
     "chunks": Case(Chunks, on(5, 3), lacks=NO_SOFTMAXES),
     "functional forks": Case(Forks, on(2, 3, 4)),
     "input with a gradient": Case(
@@ -514,10 +517,10 @@ CASES = {
     "returns its parameter": Case(
         Prompted,
         lambda model, step: weighted(model(data(step, 3, 3).requires_grad_())),
-        lacks=NO_FORKS,
+        lacks=NO_SOFTMAXES,
     ),
     "complex": Case(Fourier, on(5, 3), lacks=NO_SOFTMAXES),
-    "values and indices": Case(Pooled, on(5, 3), lacks=NO_FORKS),
+    "values and indices": Case(Pooled, on(5, 3), lacks=NO_SOFTMAXES),
     "parametrized weights": Case(
         lambda: nn.Sequential(
             parametrizations.weight_norm(nn.Linear(3, 4)),

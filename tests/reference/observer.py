@@ -81,8 +81,8 @@ class Observer:
         self._outputs.paused = self._softmaxes.paused = True
         try:
             return [
-                [g if g is None else _wide(g) / scale for g in (whole, *inside, outside)]
-                for whole, inside, outside in forks(loss, self._span)
+                [_wide(g) / scale for g in (whole, *parts)]
+                for whole, parts in forks(loss, self._span)
             ]
         finally:
             self._outputs.paused = self._softmaxes.paused = False
@@ -125,12 +125,11 @@ class Observer:
 
 
 def nameless(fork):
-    """A fork's values with the names of its edges left out, but for what is outside the model."""
+    """A fork's values with the names of its edges left out."""
     return {
         "grad_norm": fork["grad_norm"],
         "cancellation": fork["cancellation"],
         "projections": fork["projections"],
-        "outside": fork["norms"].get("(outside)", []),
         "norms": sorted(chain(*fork["norms"].values())),
         "cosines": sorted(chain(*fork["cosines"].values())),
     }
@@ -149,11 +148,7 @@ def _lost(g):
 
 def _fork(passes):
     """One fork over a step's backward passes: that of all their gradients at once."""
-    whole, *inside, outside = (
-        None if parts[0] is None else torch.cat([part.flatten() for part in parts])
-        for parts in zip(*passes, strict=True)
+    whole, *terms = (
+        torch.cat([part.flatten() for part in parts]) for parts in zip(*passes, strict=True)
     )
-    terms = {edge: [g] for edge, g in enumerate(inside)}
-    if outside is not None:
-        terms["(outside)"] = [outside]
-    return nameless(fork_values(terms, whole))
+    return nameless(fork_values({edge: [g] for edge, g in enumerate(terms)}, whole))

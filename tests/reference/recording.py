@@ -181,7 +181,6 @@ def near(found, expected, rel=1e-5):
     digits = min(1e6, sum(expected["norms"]) / (expected["grad_norm"] or 1))
     tolerances = {
         "norms": (10 * rel, 1e-12),
-        "outside": (10 * rel, 1e-12),
         "cosines": (10 * rel, 10 * rel * digits),
         "projections": (10 * rel, 10 * rel * digits**2),
     }
