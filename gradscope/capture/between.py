@@ -47,6 +47,7 @@ class Between:
         parameters: names by id.
         nonfinite: called with the place and the operation that first made a gradient NaN or
             infinite.
+        cut: called with a graph in which a pass goes on from another, when it is first seen.
     """
 
     def __init__(
@@ -57,16 +58,14 @@ class Between:
         softmax_rows: SoftmaxRows,
         activations: Activations,
         nonfinite: Callable[[str, str], None],
+        cut: Callable[[Graph, Names], None],
         unseen: Unseen,
         trouble: Trouble,
     ) -> None:
         self._passes, self._parameters, self._ledger = passes, parameters, ledger
-        self._softmax_rows, self._activations, self._nonfinite = (
-            softmax_rows,
-            activations,
-            nonfinite,
-        )
-        self._unseen, self._trouble = unseen, trouble
+        self._softmax_rows, self._activations = softmax_rows, activations
+        self._nonfinite = nonfinite
+        self._cut, self._unseen, self._trouble = cut, unseen, trouble
         self._known: list[tuple[tuple[Any, ...], BetweenPlan]] = []
         self._deep: set[tuple[str, str]] = set()  # sites whose depth is that below a loss
 
@@ -78,6 +77,8 @@ class Between:
         graph = walk(roots)
         parts = [self._passes.of(node) for node in graph.nodes]
         used = sorted({part for part in parts if part is not None})
+        if not used:
+            return []
         position = {part: i for i, part in enumerate(used)}
         parts = [None if part is None else position[part] for part in parts]
         passes = [self._passes[part] for part in used]
@@ -121,6 +122,8 @@ class Between:
         builder.risky(self._nonfinite)
         if len(passes) > 1:
             self._deepen(builder, passes)
+        if any(one.plan.reads for one in passes):
+            self._cut(graph, names)
         return BetweenPlan(builder.result(), builder.borrowed)
 
     def _deepen(self, builder: _Builder, passes: list[Pass]) -> None:

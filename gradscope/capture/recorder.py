@@ -25,7 +25,7 @@ from gradscope.capture.shards import gathered, named_shards, spread, tensor_para
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
-from gradscope.cuts import Cut, training_cuts
+from gradscope.cuts import Cut, training_batch_size, training_cuts
 from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call, CallRecorder
 from gradscope.graph.naming import Names
@@ -97,9 +97,12 @@ class Recorder:
             softmax_rows,
             self._activations,
             self._nonfinite.found,
+            self._cut,
             self.note_unseen,
             self.trouble,
         )
+        self._cuts: dict[tuple[str, str], Cut] = {}
+        self._batch_size = 1  # of the first recorded step
         self._unregistered = 0
         self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
         self._hung: list[Any] = []  # handles of this step's hooks
@@ -250,6 +253,8 @@ class Recorder:
             return
         began = time.perf_counter()
         self._note_called(calls)
+        if not self._recorded:
+            self._batch_size = training_batch_size(calls)
         outer = calls[-1]
         returned = [o for o in outer.outputs if o.node is not None]
         # Roots: what the model returned, then whatever else modules made (a loss kept on
@@ -280,8 +285,8 @@ class Recorder:
             self._plans.insert(0, (key, plan))
             del self._plans[PLANS:]
             self._adopt(graph, outer.start)
-            if not self._recorded and "cuts" not in self._meta:
-                self._cut(graph, calls)
+            if not plan.reads:  # else the loss will show all of it
+                self._cut(graph, Names(graph, calls, self.paths, {}))
         made = Pass(outer.start, outer.end, plan, {})
         self._hung += plan.taps.hang(graph.nodes, made.arrived)
         self._passes.add(made)
@@ -464,12 +469,16 @@ class Recorder:
                 self._parameter_names[id(leaf)] = name
                 self._parameters.adopt(name, leaf)
 
-    def _cut(self, graph: Graph, calls: list[Call]) -> None:
-        """The narrowest places between attention softmaxes, of the first graph that has any."""
+    def _cut(self, graph: Graph, names: Names) -> None:
+        """The narrowest places between attention softmaxes, of the first step that is recorded:
+        inside its calls, and of calls that read what others returned."""
+        if self._recorded or bool(self._cuts) != ("cuts" in self._meta):
+            return  # somebody asked for others
         try:
-            cuts = training_cuts(graph, calls, Names(graph, calls, self.paths, {}))
-            if cuts:
-                self.write_cuts(cuts)
+            for cut in training_cuts(graph, names, self._batch_size):
+                self._cuts[cut.source, cut.sink] = cut
+            if self._cuts:
+                self.write_cuts(list(self._cuts.values()))
         except Exception as error:
             self.trouble.caught("bottlenecks", error)
 

@@ -4,6 +4,7 @@ from gradscope.cuts.bottlenecks import (
     bottlenecks,
     cut_between,
     softmax_cuts,
+    training_batch_size,
     training_cuts,
 )
 from gradscope.cuts.cut import Cut
@@ -18,5 +19,6 @@ __all__ = [
     "cut_between",
     "softmax_cuts",
     "tensor_graph",
+    "training_batch_size",
     "training_cuts",
 ]

@@ -114,20 +114,14 @@ def softmax_cuts(
     return found
 
 
-def training_cuts(graph: Graph, calls: list[Call], names: Names) -> list[Cut]:
-    """The cuts between softmaxes, from a forward pass as training makes it.
-
-    Args:
-        graph: the walk from what the calls returned.
-        calls: the module calls, the outermost last.
-        names: of the graph's nodes.
-    """
+def training_cuts(graph: Graph, names: Names, batch_size: int) -> list[Cut]:
+    """The cuts between softmaxes, from a forward pass as training makes it."""
     tensors = tensor_graph(graph)
     labels = Labels.of_modules(tensors, names)
-    return softmax_cuts(tensors, labels, _batch_size(calls), returned_by(tensors, calls))
+    return softmax_cuts(tensors, labels, batch_size, returned_by(tensors, names))
 
 
-def _batch_size(calls: list[Call]) -> int:
+def training_batch_size(calls: list[Call]) -> int:
     """First dimension of what the model returned; the second by a module that says so."""
     for call in calls:
         for output in call.outputs[:1]:

@@ -64,8 +64,8 @@ def observe(model: nn.Module, closure: Callable[[], Any], batch_size: int | None
     size = batch_size or watch.batch_size()
     sources = _sources(graph, watch.entrances.found, size)
     tensors = tensor_graph(graph, sources)
-    outputs = returned_by(tensors, watch.calls)
     names = Names(graph, watch.calls, watch.paths, {})
+    outputs = returned_by(tensors, names)
     return Forward(
         tensors,
         names,
@@ -127,14 +127,13 @@ def _inputs(tensors: TensorGraph, sources: dict[Place, str], outputs: list[int])
     return found
 
 
-def returned_by(tensors: TensorGraph, calls: list[Call]) -> list[int]:
+def returned_by(tensors: TensorGraph, names: Names) -> list[int]:
     """What the outermost calls returned, unless a later one went on from there."""
     groups = []
-    for call in calls:
-        if call.depth == 0:
-            # A model that returns its loss too returns it as a number.
-            whole = [output for output in call.outputs if output.shape] or call.outputs
-            groups.append([i for output in whole if (i := _tensor(tensors, output)) is not None])
+    for returned in names.returned:
+        # A model that returns its loss too returns it as a number.
+        whole = [named for named in returned if named.shape] or returned
+        groups.append([tensors.at[n.place] for n in whole if n.place in tensors.at])
     origins = tensors.origins(groups)
     found: dict[int, None] = {}
     later = 0  # bit i: a call after this one went on from call i

@@ -59,7 +59,21 @@ class Footprint:
 
 
 class Names:
-    """Names of module outputs, forks, edges and softmaxes in one graph."""
+    """Names of module outputs, forks, edges and softmaxes in one graph.
+
+    Attributes:
+        sequence: sequence numbers of the nodes.
+        outputs: what modules returned.
+        returned: the part of it that outermost calls returned, call by call.
+        owners: sequence number → name of the innermost call around it.
+        at: names of tensors that modules returned, by place.
+    """
+
+    sequence: list[int]
+    outputs: list[Named]
+    returned: list[list[Named]]
+    owners: dict[int, str]
+    at: dict[Place, str]
 
     def __init__(
         self,
@@ -70,8 +84,9 @@ class Names:
     ) -> None:
         named_calls = call_names(calls, paths)
         self.sequence = [node._sequence_nr() for node in graph.nodes]
-        outputs = list(_outputs(graph, named_calls, self.sequence))
-        self._tell(graph, _owners(named_calls), outputs, parameters)
+        by_call = [list(_outputs(graph, *named, self.sequence)) for named in named_calls]
+        self.returned = [outputs for outputs in by_call if outputs and not outputs[0].outer]
+        self._tell(graph, _owners(named_calls), [n for named in by_call for n in named], parameters)
 
     @classmethod
     def over(
@@ -86,12 +101,16 @@ class Names:
         index = {number: i for i, number in enumerate(names.sequence)}
         owners: dict[int, str] = {}
         outputs: list[Named] = []
+        names.returned = []
         for start, footprint in passes:
             owners.update({start + n: owner for n, owner in footprint.owners.items()})
+            here = []
             for named in footprint.outputs:
                 number, output = named.place
                 if (at := index.get(start + number)) is not None:
-                    outputs.append(replace(named, place=(at, output)))
+                    here.append(replace(named, place=(at, output)))
+            outputs += here
+            names.returned.append([named for named in here if not named.outer])
         names._tell(graph, owners, outputs, parameters)
         return names
 
@@ -103,7 +122,7 @@ class Names:
         parameters: dict[int, str],
     ) -> None:
         self.graph, self.owners, self.outputs, self.parameters = graph, owners, outputs, parameters
-        self.at: dict[Place, str] = {}
+        self.at = {}
         for place, group in self.outputs_by_place().items():
             self.at[place] = canonical(group).name
 
@@ -172,24 +191,21 @@ class Names:
         return f"{name}.{SDPA_INPUTS[position]}" if fused else name
 
 
-def _outputs(
-    graph: Graph, named_calls: list[tuple[Call, str]], sequence: list[int]
-) -> Iterator[Named]:
-    for call, name in named_calls:
-        for output in call.outputs:
-            node = graph.index.get(output.node)
-            if node is None:
-                continue
-            yield Named(
-                name=(name or OUTPUT) + output.field,
-                type=class_name(call.module),
-                place=(node, output.number),
-                shape=tuple(output.shape),
-                numel=output.shape.numel(),
-                order=sequence[node],
-                outer=call.depth,
-                parameters=any(True for _ in call.module.parameters(recurse=False)),
-            )
+def _outputs(graph: Graph, call: Call, name: str, sequence: list[int]) -> Iterator[Named]:
+    for output in call.outputs:
+        node = graph.index.get(output.node)
+        if node is None:
+            continue
+        yield Named(
+            name=(name or OUTPUT) + output.field,
+            type=class_name(call.module),
+            place=(node, output.number),
+            shape=tuple(output.shape),
+            numel=output.shape.numel(),
+            order=sequence[node],
+            outer=call.depth,
+            parameters=any(True for _ in call.module.parameters(recurse=False)),
+        )
 
 
 def canonical(group: list[Named]) -> Named:
