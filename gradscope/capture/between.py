@@ -20,7 +20,7 @@ from gradscope.capture.passes import Pass, Passes, roots_of
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.taps import Borrowed, Taps
 from gradscope.capture.trouble import Trouble
-from gradscope.graph.naming import OUTSIDE, VIEWS, Names, Place, op_name
+from gradscope.graph.naming import VIEWS, Names, Place
 from gradscope.graph.walk import Graph, Node, operation, walk
 
 PLANS = 32  # graph structures remembered
@@ -187,7 +187,7 @@ class _Builder(Builder):
         index, output = place
         part = self._parts[index]
         if part is None:
-            return self._between[index] or self._seen_through(index) is not None
+            return self._between[index] or self._shows(index)
         if all(self._parts[reader] == part for reader, _ in readers):
             return False
         return self._passes[part].measures(self.graph.nodes[index], output) is None
@@ -196,23 +196,16 @@ class _Builder(Builder):
         return self._parts[index]
 
     def _tensor_name(self, place: Place) -> str | None:
-        if self._parts[place[0]] is not None:
-            return self.names.tensor(place)
-        seen = self._seen_through(place[0])
-        name = None if seen is None else self.names.tensor(seen)
-        owner = OUTSIDE if name is None or ":" in name else name
-        return op_name(owner, operation(self.graph.nodes[place[0]]))
+        return self.names.tensor(place) or self._op_name(place[0])
 
-    def _seen_through(self, index: int) -> Place | None:
-        """What a pass made, of which a node outside shows the same numbers another way."""
+    def _shows(self, index: int) -> bool:
+        """Whether a node outside only shows what a pass made, another way."""
         while self._parts[index] is None and operation(self.graph.nodes[index]) in VIEWS:
             edges = self._edges(index)
             if len(edges) != 1:
-                return None
-            index, output = edges[0]
-            if self._parts[index] is not None:
-                return index, output
-        return None
+                return False
+            index, _ = edges[0]
+        return self._parts[index] is not None
 
     def _edges(self, index: int) -> list[Place]:
         following = self.graph.nodes[index].next_functions

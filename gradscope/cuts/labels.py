@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from gradscope.cuts.sites import SoftmaxSite
 from gradscope.cuts.tensors import PROBABILITIES, Shape, TensorGraph, shape_at
-from gradscope.graph.naming import OUTPUT, Names, Place
+from gradscope.graph.naming import OUTPUT, OUTSIDE, Names, Place
 
 
 class Labels:
@@ -77,7 +77,8 @@ class Labels:
         taken: Counter[str] = Counter()
         found = []
         for site in sites:
-            base = self._owner(site.node) or f"{OUTPUT}:softmax"
+            owner = self._owner(site.node)
+            base = owner or f"{OUTSIDE if owner is None else OUTPUT}:softmax"
             number = taken[base]
             taken[base] += 1
             kept = base if ":" in base else f"{base}:softmax"

@@ -186,7 +186,7 @@ class Names:
             at, position = following[0]
         name = self.op(at)
         if name is None:
-            return self.op(node) or op_name(OUTSIDE, operation(self.graph.nodes[node]))
+            return self.op(node) or op_name(OUTSIDE, operation(self.graph.nodes[at]))
         fused = self.graph.nodes[at].name() in FUSED_ATTENTION
         return f"{name}.{SDPA_INPUTS[position]}" if fused else name
 
