@@ -122,9 +122,9 @@ class Site:
         kind: one of `KINDS`.
         type: class of the module, or name of the operation.
         order: position in the forward pass of the recorded step that first saw the site.
-        depth: longest path in the autograd graph from the model's output (from the loss, where
-            it comes from several calls) back to here, in graph nodes. Larger is nearer the
-            input. -1 where it does not apply.
+        depth: longest path in the autograd graph back to here, in graph nodes: from the model's
+            output, or from the loss where that reads more than one tensor of one call. Larger is
+            nearer the input. -1 where it does not apply.
         shape: of the tensor, when first seen.
         numel: elements per optimizer step, when first seen.
         alias_of: the site that measures the very same tensor, or "".

@@ -120,14 +120,13 @@ class Between:
         builder.softmaxes(self._softmax_rows)
         builder.activations(self._activations)
         builder.risky(self._nonfinite)
-        if len(passes) > 1:
-            self._deepen(builder, passes)
+        self._deepen(builder, passes)
         if any(one.plan.reads for one in passes):
             self._cut(graph, names)
         return BetweenPlan(builder.result(), builder.borrowed)
 
     def _deepen(self, builder: _Builder, passes: list[Pass]) -> None:
-        """Sites of several passes lie behind one another: count from the loss, for all."""
+        """What several passes made lies behind one another: count from the loss."""
         index = {number: i for i, number in enumerate(builder.names.sequence)}
         for one in passes:
             for kind, name, number in one.plan.sites:
@@ -167,7 +166,7 @@ class _Builder(Builder):
         consumers = self.graph.consumers()
         for (index, output), readers in consumers.items():
             part = self._parts[index]
-            beyond = [r for r in readers if self._parts[r[0]] != part]
+            beyond = sorted((r for r in readers if self._parts[r[0]] != part), key=self._read_at)
             if part is None or not beyond:
                 continue
             fork = self._passes[part].measures(self.graph.nodes[index], output)

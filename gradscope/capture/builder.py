@@ -137,7 +137,8 @@ class Builder:
         """Tensors that several nodes read."""
         consumers = self.graph.consumers()
         taken: Counter[tuple[int | None, str]] = Counter()
-        for place, readers in sorted(consumers.items(), key=self._in_forward_order):
+        for place, found in sorted(consumers.items(), key=self._in_forward_order):
+            readers = sorted(found, key=self._read_at)
             escapes = place in self.returned
             if len(readers) + escapes < 2 or not self._mine(place, readers):
                 continue
@@ -259,7 +260,10 @@ class Builder:
         return self.names.sequence[index] >= self.start
 
     def _in_forward_order(self, item: tuple[Place, Any]) -> tuple[int, int]:
-        return (self.names.sequence[item[0][0]], item[0][1])
+        return self._read_at(item[0])
+
+    def _read_at(self, place: Place) -> tuple[int, int]:
+        return (self.names.sequence[place[0]], place[1])
 
     def _mine(self, place: Place, readers: list[Place]) -> bool:
         """Whether a reader belongs to this forward pass, and the tensor to the model."""
