@@ -123,8 +123,8 @@ class Site:
         type: class of the module, or name of the operation.
         order: position in the forward pass of the recorded step that first saw the site.
         depth: longest path in the autograd graph back to here, in graph nodes: from the model's
-            output, or from the loss where that reads more than one tensor of one call. Larger is
-            nearer the input. -1 where it does not apply.
+            output, or from the loss where that comes from several calls. Larger is nearer the
+            input. -1 where it does not apply.
         shape: of the tensor, when first seen.
         numel: elements per optimizer step, when first seen.
         alias_of: the site that measures the very same tensor, or "".

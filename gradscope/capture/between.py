@@ -120,7 +120,8 @@ class Between:
         builder.softmaxes(self._softmax_rows)
         builder.activations(self._activations)
         builder.risky(self._nonfinite)
-        self._deepen(builder, passes)
+        if len(passes) > 1:
+            self._deepen(builder, passes)
         if any(one.plan.reads for one in passes):
             self._cut(graph, names)
         return BetweenPlan(builder.result(), builder.borrowed)
@@ -153,6 +154,9 @@ class _Builder(Builder):
     ) -> None:
         super().__init__(graph, names, 0, set(), ledger, unseen, trouble)
         self._parts, self._passes = parts, passes
+        if len(passes) == 1:  # count from its output, as its own sites do
+            top = min(d for d, part in zip(self.depths, parts, strict=True) if part is not None)
+            self.depths = [max(0, depth - top) for depth in self.depths]
         self._between = self._lie_between()
         self.borrowed: list[Borrowed] = []
 

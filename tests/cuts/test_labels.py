@@ -64,7 +64,7 @@ def test_softmaxes_without_modules():
     z = F.scaled_dot_product_attention(z, z, z)
     tensors = graph_of(q, z)
     labels, sites = Labels(tensors, {}), softmax_sites(tensors)
-    assert labels.sites(sites) == ["(output):softmax", "(output):softmax#1"]
+    assert labels.sites(sites) == ["(outside):softmax", "(outside):softmax#1"]
     assert [labels[s.probabilities] for s in sites] == ["softmax", "softmax#1"]
     found = cut_between(
         tensors, labels, ("a", sites[0].latents * 2), ("b", sites[1].latents), "softmax", B

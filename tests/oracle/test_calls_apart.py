@@ -125,7 +125,9 @@ def test_sites_lie_as_deep_as_in_one_forward_pass(name):
         if key in one.sites and site.depth >= 0
     ]
     assert len(below) > 4
-    assert set(below) == {0}
+    # All by the nodes between the last call's output and the loss.
+    assert len(set(below)) == 1
+    assert below[0] > 0
 
 
 @pytest.mark.parametrize(("name", "site"), [("two heads", "trunk"), ("attention", "embed")])

@@ -14,8 +14,6 @@ from analyses.faults.independent import kit_fifth_attention as kit
 from analyses.faults.symptoms import decays, diffuse, grows, peaked
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def lookup() -> Training:
     """Retrieval by content out of twelve items, plain SGD."""

@@ -24,9 +24,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import learns_less, not_finite
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Numbers that are not finite.
 
 

@@ -24,8 +24,6 @@ from analyses.faults.independent.kit_fifth_depth import (
 from analyses.faults.symptoms import decays, grows
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 Adam, AdamW, SGD = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
 
 

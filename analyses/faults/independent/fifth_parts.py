@@ -21,8 +21,6 @@ from analyses.faults.symptoms import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Cross entropy of a classifier."""

@@ -24,8 +24,6 @@ from analyses.faults.independent.kit_fifth_depth import (
 from analyses.faults.symptoms import learns_less, not_finite, overshoots, unmoved
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 Adam, AdamW, SGD = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
 
 

@@ -23,8 +23,6 @@ from analyses.faults.independent.kit_fifth_units import (
 from analyses.faults.symptoms import dead_units, saturated
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def _mlp() -> Training:
     torch.manual_seed(51)
