@@ -13,14 +13,13 @@ from gradscope.cuts.cut import Cut
 from gradscope.cuts.flow import minimum_vertex_cut, reachable
 from gradscope.cuts.forward import Forward, observe, returned_by
 from gradscope.cuts.labels import Labels
-from gradscope.cuts.sites import SoftmaxSite, consecutive, softmax_sites
+from gradscope.cuts.sites import TOGETHER, SoftmaxSite, consecutive, softmax_sites
 from gradscope.cuts.tensors import TensorGraph, tensor_graph
 from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call
 from gradscope.graph.naming import INPUT, OUTPUT, Names
 from gradscope.graph.walk import Graph
 
-_TOGETHER = frozenset({"stack", "cat"})
 NARROW = 0.25  # of the smaller end: below it, a cut is asked whether its ends are separate
 
 
@@ -158,10 +157,10 @@ def _parts(tensors: TensorGraph, outputs: Collection[int]) -> set[int]:
     found: set[int] = set()
     for tensor in outputs:
         chain = [tensor]
-        while tensors.operation(tensor) not in _TOGETHER and len(tensors.parents[tensor]) == 1:
+        while tensors.operation(tensor) not in TOGETHER and len(tensors.parents[tensor]) == 1:
             (tensor,) = tensors.parents[tensor]
             chain.append(tensor)
-        together = tensors.operation(tensor) in _TOGETHER
+        together = tensors.operation(tensor) in TOGETHER
         found.update(tensors.parents[tensor] if together else chain[:1])
     return found
 

@@ -17,7 +17,8 @@ _PRODUCT = re.compile(r"(mm|mv|dot|(?<!cum)sum|mean|(mkldnn)?linear)$|convolutio
 _ON_LOGITS = VIEWS | {"add", "sub", "rsub", "addcmul", "mul", "div", "where", "copyslices", "cat"}
 # Between the latent and that product.
 _SCALING = frozenset({"mul", "div", "neg"})
-_TOGETHER = frozenset({"stack", "cat"})
+# Operations that put tensors beside each other.
+TOGETHER = frozenset({"stack", "cat"})
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _values(tensors: TensorGraph, probabilities: int, children: list[list[int]])
             others = [p for p in tensors.parents[child] if p != tensor]
             product = bool(_PRODUCT.search(operation))
             if product or tensors.numel[child] != tensors.numel[tensor]:
-                found += [] if operation in _TOGETHER else others
+                if operation not in TOGETHER:
+                    found += others
             elif child not in seen:
                 seen.add(child)
                 waiting.append(child)
