@@ -68,7 +68,7 @@ def _finding(signals: Signals, group: list[tuple[Fork, Spell]]) -> Finding:
         evidence={
             "agreement": float(np.median((fork.total / fork.scale)[inside])),
             "cancellation": float(
-                np.median(1 - (fork.total / np.nansum(fork.norms, axis=1))[inside])
+                np.median(1 - fork.total[inside] / np.nansum(fork.norms[inside], axis=1))
             ),
             "edges": len(fork.edges),
             "projection": dict(zip(fork.edges, along, strict=True)),
