@@ -154,10 +154,10 @@ class _Builder(Builder):
     ) -> None:
         super().__init__(graph, names, 0, set(), ledger, unseen, trouble)
         self._parts, self._passes = parts, passes
+        self._between = self._lie_between()
         if len(passes) == 1:  # count from its output, as its own sites do
             top = min(d for d, part in zip(self.depths, parts, strict=True) if part is not None)
             self.depths = [max(0, depth - top) for depth in self.depths]
-        self._between = self._lie_between()
         self.borrowed: list[Borrowed] = []
 
     def _own(self, index: int) -> bool:

@@ -17,11 +17,11 @@ from gradscope.capture.ledger import Ledger
 from gradscope.capture.origins import OriginTap, is_risky
 from gradscope.capture.softmaxes import SoftmaxRows, SoftmaxTap, rows_note
 from gradscope.capture.taps import ForkTap, NodeTap, Taps, TensorTap
-from gradscope.capture.times import TimeTap, recurrent_layers
+from gradscope.capture.times import TimeTap, input_shape, recurrent_layers
 from gradscope.capture.trouble import Trouble
 from gradscope.graph.attention_nodes import FUSED_ATTENTION, SOFTMAX
 from gradscope.graph.naming import OUTSIDE, Names, Place, canonical, op_name
-from gradscope.graph.walk import OPAQUE, Graph, following, operation
+from gradscope.graph.walk import OPAQUE, Graph, following, operation, shape_of
 from gradscope.quantities.activation import SLOPES
 from gradscope.run import TIME_STEP, Column, Site
 
@@ -108,11 +108,7 @@ class Builder:
                 readers = consumers.get((layer.node, time), [])
                 if not layer.kernel and not readers:
                     continue
-                if layer.kernel:
-                    given, output = node.next_functions[0]
-                    shape = _shape(given, output)[1:]
-                else:
-                    shape = _shape(node, time)
+                shape = input_shape(node) if layer.kernel else shape_of(node, time)
                 site = Site(
                     name,
                     "module",
@@ -186,7 +182,7 @@ class Builder:
             base = self.names.at.get((index, 0)) or self._op_name(index)
             name = f"{base}#{taken[base]}" if taken[base] else base
             taken[base] += 1
-            self._operation_site("activation", name, index, _shape(node, 0))
+            self._operation_site("activation", name, index, shape_of(node, 0))
             self._node_tap(index).crossing = activations.tap(name, node)
 
     def risky(self, found: Callable[[str, str], None]) -> None:
@@ -312,7 +308,7 @@ class Builder:
         total = ledger.slot("fork total", name, power=1)
         fork = ledger.emitter_once(total, ForkEmitter(name, total, {}, []), [total])
         outside = fork.edge(ledger, OUTSIDE)
-        shape = _shape(self.graph.nodes[place[0]], place[1])
+        shape = shape_of(self.graph.nodes[place[0]], place[1])
         numel = int(np.prod(shape, dtype=np.int64))
         self._declare(
             place[0],
@@ -337,14 +333,6 @@ class Builder:
             self._node_tap(node).edges.append((position, tap.fork, slots))
 
 
-def _shape(node: Any, output: int) -> tuple[int, ...]:
-    if hasattr(node, "variable"):
-        return tuple(node.variable.shape)
-    metadata = getattr(node, "_input_metadata", ())
-    shape = tuple(metadata[output].shape) if output < len(metadata) else ()
-    return shape if all(type(n) is int for n in shape) else ()  # nested tensors have none
-
-
 def _module_run(node: Any) -> nn.Module | None:
     """The module that a reentrant checkpoint runs, if it is one (or its method)."""
     function = getattr(node, "run_function", None)
@@ -356,11 +344,11 @@ def _module_run(node: Any) -> nn.Module | None:
 
 def _softmax_shape(node: Any, fused: bool) -> tuple[int, ...]:
     """Shape of p, rows last; () if a fused one does not show it."""
-    shape = _shape(node, 0)
+    shape = shape_of(node, 0)
     if fused:
         made_key, output = node.next_functions[1]
         if made_key is not None:  # read from the graph: the key itself may have been let go
-            key = _shape(made_key, output)
+            key = shape_of(made_key, output)
         else:
             hidden = node._raw_saved_key.unpack_hook is not None
             key = () if hidden else tuple(node._saved_key.shape)

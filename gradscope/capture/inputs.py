@@ -71,5 +71,7 @@ def _is_data(x: Tensor) -> bool:
 
 
 def _is_trainable(module: nn.Module) -> bool:
-    """It has parameters of its own, and learns: what a frozen part hands on is no data."""
-    return any(p.requires_grad for p in module.parameters(recurse=False))
+    """It has parameters of its own, be it in a list, and learns: what a frozen part hands on is
+    no data."""
+    lists = [m for m in module.children() if isinstance(m, nn.ParameterList | nn.ParameterDict)]
+    return any(p.requires_grad for own in (module, *lists) for p in own.parameters(recurse=False))

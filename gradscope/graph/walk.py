@@ -99,6 +99,15 @@ def following(node: Node) -> Iterator[Node]:
     return (after for after, _ in node.next_functions if after is not None)
 
 
+def shape_of(node: Node, output: int) -> tuple[int, ...]:
+    """Shape of one of a node's results; () if it does not show it."""
+    if hasattr(node, "variable"):
+        return tuple(node.variable.shape)
+    metadata = getattr(node, "_input_metadata", ())
+    shape = tuple(metadata[output].shape) if output < len(metadata) else ()
+    return shape if all(type(n) is int for n in shape) else ()  # nested tensors have none
+
+
 def operation(node: Node) -> str:
     """Short name of the forward operation: "AddmmBackward0" → "addmm", fused attention "sdpa"."""
     if node.name() in FUSED_ATTENTION:

@@ -94,3 +94,26 @@ def test_every_trainable_module_that_reads_data_and_concatenations_with_data():
     # What the frozen layer hands on is what the trainable one behind it reads first.
     assert set(peaks.index) == {"joined", "side", "after"}
     assert peaks["joined"] == peaks["side"] == 3000
+
+
+class Functional(nn.Module):
+    """Keeps its weights in a list, and uses them in functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+
+    def forward(self, x):
+        for weight in self.weights:
+            x = torch.tanh(x @ weight)
+        return x
+
+
+def test_a_model_whose_parameters_are_in_a_list_reads_data():
+    model = Functional()
+    with gradscope.attach(model, out=None, every=1) as scope:
+        model(torch.full((3, 4), 30.0)).sum().backward()
+        scope.step()
+    table = scope.run().frame(kind="input", metric="input_rms")
+    assert table["site"].tolist() == ["(root)"]
+    assert table["value"].tolist() == pytest.approx([30.0])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from gradscope.capture.times import MOST
@@ -120,9 +121,69 @@ def test_the_reverse_direction_is_left_out():
     assert {s.split(".")[0] for s in norms(run)} == {"rnn:l0", "rnn:l1"}
 
 
-def test_an_lstm_that_reads_data_has_no_gradient_at_its_input():
-    run = recorded(nn.LSTM(D, H), torch.randn(6, B, D), lambda y: y[0].sum())
-    assert norms(run) == {}
+@pytest.mark.parametrize("length", [2, 40])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("loss", ["outputs", "last state"])
+def test_an_lstm_that_reads_data(length, layers, batch_first, loss):
+    """The gradient at data is nobody's, and is told all the same, at the same weights' gradient."""
+    torch.manual_seed(0)
+    model = nn.LSTM(D, H, layers, batch_first=batch_first)
+    x = torch.randn(length, B, D)
+    weight = torch.randn(length, B, H) if loss == "outputs" else torch.ones(B, H)
+
+    def loss_of(result):
+        y, (h, _) = result
+        if loss == "last state":
+            return (h[-1] * weight).sum()
+        return ((y.transpose(0, 1) if batch_first else y) * weight).sum()
+
+    given = x.transpose(0, 1) if batch_first else x
+    found = norms(recorded(model, given, loss_of))
+    with_gscope = [p.grad for p in model.parameters()]
+
+    model.zero_grad()
+    loss_of(model(given)).backward()
+    assert all(map(torch.equal, with_gscope, [p.grad for p in model.parameters()]))
+    outputs, read = as_a_loop(model, [t.clone().requires_grad_() for t in x])
+    ((outputs if loss == "outputs" else outputs[-1]) * weight).sum().backward()
+    times = sorted({round(k * (length - 1) / (MOST - 1)) for k in range(MOST)})
+    assert found == pytest.approx(
+        {
+            f"(output):l{layer}.time#{k}": steps[t].grad.norm().item()
+            for layer, steps in enumerate(read)
+            for k, t in enumerate(times)
+        },
+        rel=1e-4,
+    )
+
+
+def test_an_lstm_that_reads_data_inside_a_checkpoint_or_offloaded():
+    torch.manual_seed(0)
+    model = nn.LSTM(D, H)
+    x = torch.randn(20, B, D)
+    plain = norms(recorded(model, x, lambda result: result[0].sum()))
+
+    class Wrapped(nn.Module):
+        def __init__(self, call):
+            super().__init__()
+            self.rnn, self.call = model, call
+
+        def forward(self, x):
+            return self.call(self.rnn, x)
+
+    def offloaded(rnn, x):
+        with torch.autograd.graph.save_on_cpu():
+            return rnn(x)
+
+    def again(rnn, x):
+        return checkpoint(rnn, x, use_reentrant=False)
+
+    for call in (offloaded, again):
+        run = recorded(Wrapped(call), x, lambda result: result[0].sum())
+        assert run.meta["errors"] == []
+        found = {name.replace("rnn", "(output)"): v for name, v in norms(run).items()}
+        assert found == pytest.approx(plain, rel=1e-5)
 
 
 def test_lengths_that_vary_keep_their_names():
