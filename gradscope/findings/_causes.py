@@ -29,7 +29,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     ),
     "update-too-large": ("no-update", "exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
-    "diffuse-softmax": ("update-too-large",),
+    "diffuse-softmax": ("update-too-large", "no-update"),
     "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
     "detached": (
         "underflow",
@@ -71,6 +71,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "detached",
         "vanishing-gradient",
         "peaked-softmax",
+        "cancelling-fork",
     ),
 }
 # Symptoms that always follow from the cause, and need no remedy of their own.
@@ -90,7 +91,7 @@ _FOLLOWS = {
     "exploding-gradient": {"starved-pathway", "peaked-softmax"},
     "saturated-activation": {"unscaled-input", "update-too-large"},
     "peaked-softmax": {"unscaled-input"},
-    "diffuse-softmax": {"update-too-large"},
+    "diffuse-softmax": {"update-too-large", "no-update"},
     "detached": {
         "underflow",
         "non-finite",
@@ -121,6 +122,7 @@ _FOLLOWS = {
     },
 }
 _STRUCTURAL = {"information-bottleneck"}
+UNDONE = 1e-3  # of what independent terms would leave at a fork
 RESOLUTION = 1e-6  # of a fork's gradient: what gets less can't move, whatever moves the others
 _LOCAL = {
     ("vanishing-gradient", "softmax-borne"),
@@ -176,11 +178,10 @@ def _follows(symptom: Finding, cause: Finding) -> bool:
     where no gradient is left of which to move."""
     if symptom.rule == "no-update" and symptom.evidence["share_of_parameters"] >= WHOLE:
         return cause.rule == "underflow"
-    if cause.rule == "update-too-large":
-        if symptom.rule == "exploding-gradient":  # a burst, over again
-            return symptom.evidence["along"] == "time" and symptom.evidence["diverged"] is False
-        if symptom.rule in ("dead-units", "saturated-activation"):
-            return symptom.severity != "critical"  # that a layer is dead altogether is an alarm
+    if (symptom.rule, cause.rule) == ("exploding-gradient", "update-too-large"):  # a burst again
+        return symptom.evidence["along"] == "time" and symptom.evidence["diverged"] is False
+    if cause.rule == "update-too-large" and symptom.rule in ("dead-units", "saturated-activation"):
+        return symptom.severity != "critical"  # that a layer is dead altogether is an alarm
     return cause.rule in _FOLLOWS.get(symptom.rule, ())
 
 
@@ -234,13 +235,19 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
         # What is left at the fork has to be as little as what is lost at the steepest place.
         drop = symptom.evidence["largest_drop_decades"]
         return cause.evidence["agreement"] <= (0.0 if drop is None else 10 ** (-drop / 2))
+    if pair == ("no-update", "cancelling-fork"):
+        return cause.evidence["agreement"] <= UNDONE and _lies_before(symptom, cause, order)
+    if pair == ("diffuse-softmax", "no-update"):  # it stays as it was made, like all the rest
+        return symptom.evidence["share_of_steps"] == 1.0 and (
+            cause.evidence["state"] == "stuck" and cause.evidence["share_of_parameters"] >= WHOLE
+        )
     if pair == ("no-update", "starved-pathway") and cause.evidence["share"] < RESOLUTION:
         return True  # the branch's own parts have names of their own
     if pair == ("no-update", "vanishing-gradient") and _lies_before(symptom, cause, order):
         return True
     if pair not in _LOCAL:
         return True
-    if cause.site.startswith("(output)") and cause.rule.endswith("softmax"):
+    if cause.site.startswith(("(output)", "(outside)")) and cause.rule.endswith("softmax"):
         return True  # in the model's own forward, which may lead from anywhere to anywhere
     return bool(_structures(symptom) & _structures(cause))
 

@@ -12,7 +12,7 @@ Severity. Warning: what lies before the fork learns from what two larger forces 
 where fewer than three steps were recorded.
 
 Silent where it begins later in the run (at an optimum the terms must cancel), about parameters,
-and about forks that normalise (see `_forks`).
+forks that normalise (see `_forks`), and tensors that a gate mixes with another.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from gradscope.findings._signals import Signals, quiet_median
 
 AGREEMENT = 0.1  # a hundredth of the terms' energy is left; healthy forks are above 0.3
 HELD = 0.8  # share of the recorded steps
+BEYOND = 1.001  # rounding
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
@@ -36,6 +37,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         return Skipped("no fork of an activation but for normalisation")
     cancelling: dict[str, tuple[Fork, Spell]] = {}
     for fork in judged:
+        if _interpolates(fork):
+            continue
         agreement = fork.total / fork.scale
         known = np.isfinite(agreement)
         spell = longest_spell(steps, np.where(known, agreement, 1.0) < AGREEMENT, known)
@@ -45,6 +48,20 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         _finding(signals, [cancelling[site] for site in sites])
         for sites in by_role(cancelling).values()
     ]
+
+
+def _interpolates(fork: Fork) -> bool:
+    """Whether the tensor is y in y + z (x − y), 0 ≤ z ≤ 1, as in a gated recurrent cell: what the
+    difference takes back is what the gate gives to x."""
+    if len(fork.edges) != 2:
+        return False
+    read = [edge.rpartition(":") for edge in fork.edges]
+    operations = [operation.partition("#")[0] for _, _, operation in read]
+    if read[0][0] != read[1][0] or sorted(operations) not in (["add", "sub"], ["add", "rsub"]):
+        return False
+    kept, taken = fork.norms[:, :: 1 if operations[0] == "add" else -1].T
+    known = np.isfinite(kept) & np.isfinite(taken)
+    return bool((taken[known] <= BEYOND * kept[known]).all())
 
 
 def _finding(signals: Signals, group: list[tuple[Fork, Spell]]) -> Finding:

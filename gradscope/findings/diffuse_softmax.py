@@ -10,8 +10,8 @@ Source: the Jacobian of softmax.
 Severity. Attention is uniform at initialisation: with small weights it stays so for some hundred
 steps of a run that goes on to learn, so time is the evidence. Warning after `LONG` steps; after
 `SHORT` already (`STUCK` where the loss has not fallen), if entropy of most is at least `EXACTLY`
-and does not leave its place, is nearer 1 than it began (`SETTLED`), or stands still (`STILL`) while
-the loss doesn't fall. At once, if
+and does not leave its place, is nearer 1 than it began (`SETTLED`), or (at `UNLEARNED` already)
+stands still in half of the softmaxes (`STILL`) while the loss doesn't fall. At once, if
 1 − entropy of most is under `NO_LOGITS`, which no usual initialisation comes near, throughout or in
 the first `LEAD` of the run. Info before that, and for a few softmaxes among others that select
 while the loss falls (a layer may well average).
@@ -39,6 +39,7 @@ from gradscope.findings._signals import Signals, quiet_median
 from gradscope.findings._training import progress
 
 ENTROPY = 0.995  # attention in healthy runs is under 0.985 by the end, even where it averages
+UNLEARNED = 0.988  # where the loss has not fallen
 EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the first 200 steps
 NO_LOGITS = 1e-5  # logits that differ by less than 0.01; at weights of std 0.02, 3e-5 and more
 SETTLED = 0.1  # of 1 − entropy at the start: training made it uniform
@@ -54,6 +55,7 @@ GAIN = 2.0  # times that of uniform rows: above that the rows are not uniform wh
 FEW = 4.0  # times 1/n: a causal mask leaves 1/m at about log(n)/n
 STEADY = 0.02  # change of 1/m from step to step that a fixed mask does not make
 HELD = 0.8  # share of the recorded steps
+HALF = 0.5  # share of the softmaxes that stand still
 MOST = 0.6  # share of the softmaxes that makes it the model's condition, not a layer's choice
 STEPS, STUCK, SHORT, LONG = 100, 120, 250, 1000  # optimizer steps
 RECORDED = 10
@@ -103,7 +105,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             continue
         capped = not learned and _is_capped(values[np.isfinite(values)])
         with np.errstate(invalid="ignore"):
-            flat = values >= (CAPPED if capped else ENTROPY)
+            flat = values >= (CAPPED if capped else ENTROPY if learned else UNLEARNED)
             if site in uniform_gain:
                 alike = uniform_gain.column(site)
                 flat &= ~(_hidden_by_logits(alike, n))
@@ -179,7 +181,8 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
     if len(none) >= MOST * max(1, len(found)):
         return "warning"
     short = STUCK if stuck else SHORT
-    sure = [u for u in found if u.exact or u.settled or u.capped or (stuck and u.still)]
+    many = len(found) >= HALF * softmaxes
+    sure = [u for u in found if u.exact or u.settled or u.capped or (stuck and many and u.still)]
     if steps >= LONG or (steps >= short and len(sure) >= MOST * len(found)):
         return "warning"
     return "info"

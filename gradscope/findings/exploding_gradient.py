@@ -1,7 +1,8 @@
 """exploding-gradient: the gradient grows along depth toward the input, or bursts at some step.
 
 Definition. Along depth: `decades` as for vanishing-gradient, with the opposite sign, at most
--`DECADES`, or -`STEEP_DECADES` where every layer multiplies it by 10^`STEEP`. Over time: the norm
+-`DECADES`, or -`STEEP_DECADES` where every layer multiplies it by 10^`STEEP` (`LOUD_DECADES` from
+the start of a run whose loss began `FAR_OFF` its later level). Over time: the norm
 of the whole gradient at a recorded step against the larger of its first value and its median over
 the `BEFORE` recorded steps before it; a burst is a factor of `BURST`, or of `LEAD_IN` where
 the gradient is no longer finite within the next `BEFORE` recorded steps. Both are relative: a
@@ -35,10 +36,11 @@ from gradscope.findings._training import Progress, level, progress
 DECADES = 3.0  # residual nets without normalisation double the variance per block: 2.4 in 16
 STEEP_DECADES, STEEP = 2.0, 0.22  # a factor 1.66 at every layer; healthy nets stay under 1.6
 SHARED_DECADES = 2.0  # and log₁₀ T for T calls: an early time step sums what all later ones send
+LOUD_DECADES, LOUD_SHARED = 1.3, 2.0  # healthy nets have 1.2 at most when they start, calls 1.2
 HELD = 0.2  # share of the run that makes a spell at its end matter
 MOST = 0.5  # share of the run that matters though it is over
 BRIEF = 0.1  # share of the run below which a start that passes is not worth a word
-FAR_OFF = 30.0  # factor between the first loss and the last: what grows backward grew forward
+FAR_OFF = 20.0  # factor between the first loss and the last: what grows backward grew forward
 BURST = 100.0  # healthy batches and the end of a plateau give up to 35
 LEAD_IN = 10.0  # what follows says that it was no ordinary batch
 BEFORE = 10  # recorded steps
@@ -56,17 +58,34 @@ def find(signals: Signals) -> list[Finding] | Skipped:
 
 def _along_depth(signals: Signals) -> list[Finding]:
     found = []
+    loud = _started_far_off(progress(signals))
     for decay in decays(signals):
-        limit = DECADES
-        if decay.shared:
-            limit = SHARED_DECADES + np.log10(decay.rungs)
-        elif decay.block and decay.rungs >= 4:
-            limit = max(STEEP_DECADES, min(DECADES, STEEP * (decay.rungs - 1)))
-        known = np.isfinite(decay.decades)
-        spell = longest_spell(decay.steps, np.where(known, decay.decades, 0.0) <= -limit, known)
-        if spell is not None and spell.share >= BRIEF:
+        spell = _grown(decay, _limit(decay))
+        if spell is None and loud:
+            spell = _grown(decay, _limit(decay, loud=True))
+            spell = spell if spell is not None and spell.at_once else None
+        if spell is not None:
             found.append((decay, spell))
     return [_growth(signals, decay, spell) for decay, spell in outermost(found)]
+
+
+def _limit(decay: Decay, loud: bool = False) -> float:
+    if decay.shared:
+        return LOUD_SHARED if loud else SHARED_DECADES + float(np.log10(decay.rungs))
+    if decay.block and decay.rungs >= 4:
+        least = LOUD_DECADES if loud else STEEP_DECADES
+        return max(least, min(DECADES, STEEP * (decay.rungs - 1)))
+    return DECADES
+
+
+def _grown(decay: Decay, limit: float) -> Spell | None:
+    known = np.isfinite(decay.decades)
+    spell = longest_spell(decay.steps, np.where(known, decay.decades, 0.0) <= -limit, known)
+    return spell if spell is not None and spell.share >= BRIEF else None
+
+
+def _started_far_off(went: Progress | None) -> bool:
+    return went is not None and went.start >= FAR_OFF * went.end > 0
 
 
 def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
@@ -124,8 +143,7 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
 def _growth_severity(decay: Decay, spell: Spell, broken: bool, went: Progress | None) -> Severity:
     if broken:
         return "critical"
-    started_far_off = went is not None and went.start >= FAR_OFF * went.end > 0
-    if spell.at_once and spell.persistent and started_far_off:
+    if spell.at_once and spell.persistent and _started_far_off(went):
         return "warning"
     if not spell.persistent or spell.share < (HELD if spell.ongoing else MOST):
         return "info"

@@ -8,8 +8,8 @@ its end.
 Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
 networks", AISTATS 2010, section 3; the limit is derived from the slope, not from the input.
 
-Severity. Critical where it is `ALL` elements, else a warning. Info where it became so while the
-loss fell, and of fewer than three measurements.
+Severity. Critical where it is `ALL` elements, else a warning. Info where it became so, after the
+first tenth of the run, while the loss fell, and of fewer than three measurements.
 
 Silent about ReLU-like functions (see dead-units), and about an activation that makes the model's
 answer, unless it was saturated before it can have learned anything, or the loss got nowhere: a
@@ -92,7 +92,7 @@ def _is_meant(signals: Signals, site: str, spell: Spell) -> bool:
 
 def _severity(signals: Signals, spell: Spell, share: float) -> Severity:
     went = progress(signals)
-    if went is not None and went.learned and not spell.at_once:
+    if went is not None and went.learned and not spell.from_start:
         return "info"
     if share >= ALL:
         return "critical"

@@ -9,10 +9,11 @@ Source: what autograd adds up at a fork, by the multivariate chain rule.
 Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least `LONG` optimizer
 steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
 in a shorter run (queries and keys behind uniform attention start so), where share and gradient
-rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual), where it
-came about while the loss fell (attention that has learned where to look starves its own query and
-key), where the consumer is no part of the model (an auxiliary term of the loss, small on purpose),
-and where fewer than three steps were recorded.
+rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual; not where it
+still is under `NEGLIGIBLE` after `LATE` recorded steps), where it came about while the loss fell
+(attention that has learned where to look starves its own query and key), where the consumer is no
+part of the model (an auxiliary term of the loss, small on purpose), and where fewer than three
+steps were recorded.
 
 Silent about parameters and forks that normalise (see `_forks`), and about edges whose gradient is
 exactly 0 throughout: what a slice leaves out was not meant to count (parameters behind such an
@@ -37,6 +38,7 @@ SHARE = 1e-3  # branches of healthy nets have 4e-3 and more once they learn
 NEGLIGIBLE = 1e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
 LONG = 1000  # optimizer steps
 HELD = 0.8  # share of the recorded steps
+LATE = 20  # recorded steps
 RISING = 10.0  # factor between the share at the end and at the start of the spell
 
 
@@ -51,7 +53,11 @@ class Starved:
     def rising(self) -> bool:
         """In share, and not only because the other edges' gradient falls."""
         norm = self.fork.norms[:, self.fork.edges.index(self.edge)]
-        return all(_grows(course[self.spell.inside]) for course in (self.share, norm))
+        if not all(_grows(course[self.spell.inside]) for course in (self.share, norm)):
+            return False
+        # One that is still next to nothing after a long rise is not on its way.
+        late = self.share[self.spell.inside][-max(1, int(self.spell.inside.sum()) // 10) :]
+        return self.spell.known < LATE or bool(np.median(late) >= NEGLIGIBLE)
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
@@ -120,7 +126,7 @@ def _finding(signals: Signals, group: list[Starved]) -> Finding:
 
 
 def _severity(signals: Signals, group: list[Starved], rising: bool, share: float) -> Severity:
-    outside = all(s.edge == "(outside)" for s in group)
+    outside = all(s.edge.startswith("(outside)") for s in group)
     if rising or outside or not any(s.spell.persistent for s in group):
         return "info"
     went = progress(signals)
