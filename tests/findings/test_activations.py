@@ -96,6 +96,8 @@ def test_one_that_learned_to_saturate():
     assert finding.severity == "info"
     (finding,) = saturated([0.9] * 40, loss=fell)
     assert finding.severity == "warning"
+    (finding,) = saturated([0.5, 0.55] + [0.9] * 38, loss=fell)  # before it can have learned to
+    assert finding.severity == "warning"
 
 
 def sparse(units, elements):

@@ -42,6 +42,22 @@ def test_normalisation_takes_back_what_it_sent(op):
     )
 
 
+@pytest.mark.parametrize(
+    ("edges", "taken", "found"),
+    [
+        (("cell#3:add", "cell#3:sub"), 0.99, 0),
+        (("cell:rsub", "cell:add"), 0.99, 0),
+        (("cell:add", "cell:sub"), 1.2, 1),  # more than a gate could take back
+        (("cell:add", "other:sub"), 0.99, 1),
+        (("cell:add", "cell:mul"), 0.99, 1),
+        (("(outside)", "cell:sub"), 0.99, 1),
+    ],
+)
+def test_a_gate_that_mixes_two_tensors_takes_back_what_it_gives(edges, taken, found):
+    norms = {e: taken if e.partition(":")[2].endswith("sub") else 1.0 for e in edges}
+    assert len(find(made.fork("h", norms, 0.02))) == found
+
+
 def test_parameters_cancel_at_every_optimum():
     sites = [Site("w", "parameter")]
     assert isinstance(

@@ -239,3 +239,25 @@ def test_a_burst_through_rows_that_open_for_a_moment(along, cause):
     burst = finding("exploding-gradient", first=5, along=along, diverged=False)
     found = {f.rule: f for f in rank([finding("peaked-softmax"), burst])}["exploding-gradient"]
     assert (found.cause, found.severity) == (cause, "info" if cause else "warning")
+
+
+@pytest.mark.parametrize(
+    ("state", "share", "cause"),
+    [("stuck", 1.0, "no-update"), ("stuck", 0.3, ""), ("zero", 1.0, "")],
+)
+def test_a_softmax_that_stays_as_it_was_made(state, share, cause):
+    still = finding("no-update", "critical", state=state, share_of_parameters=share)
+    uniform = finding("diffuse-softmax", share_of_steps=1.0)
+    found = {f.rule: f for f in rank([still, uniform])}["diffuse-softmax"]
+    assert (found.cause, found.severity) == (cause, "info" if cause else "warning")
+
+
+@pytest.mark.parametrize(
+    ("agreement", "parameter", "cause"),
+    [(1e-5, "stem", "cancelling-fork"), (0.05, "stem", ""), (1e-5, "head", "")],
+)
+def test_what_lies_before_a_fork_of_which_nothing_is_left_stands_still(agreement, parameter, cause):
+    fork = finding("cancelling-fork", site="trunk", agreement=agreement)
+    still = finding("no-update", site=f"{parameter}.weight", state="stuck", share_of_parameters=0.3)
+    ranked = rank([fork, still], {"stem": 0, "trunk": 5, "head": 9})
+    assert {f.rule: f.cause for f in ranked}["no-update"] == cause

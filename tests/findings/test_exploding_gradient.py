@@ -31,6 +31,20 @@ def test_steep_growth_needs_fewer_decades(rate, layers, fires):
     assert bool(find(rows, made.ladder_sites(layers))) == fires
 
 
+@pytest.mark.parametrize(("start", "end", "fires"), [(900.0, 4.0, True), (2.0, 0.5, False)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_less_growth_is_needed_where_the_signal_grew_too(start, end, fires, shared):
+    """A loss that begins far from where it ends: 1.6 decades in 5 layers, 2.6 in 16 calls."""
+    if shared:
+        role = "cell#{}"
+        rows = made.ladder(-2.6 / 15, 16, role=role, noise=0.02)
+        sites = made.ladder_sites(16, role=role)
+    else:
+        rows, sites = made.ladder(-0.32, 6, noise=0.02), made.ladder_sites(6)
+    found = find(rows + made.loss(start, end), sites)
+    assert [f.severity for f in found] == ["warning"] * fires
+
+
 def test_growth_that_was_over_soon_is_info():
     rows = made.ladder(lambda step: -1.0 if step < 10 else 0.0)
     assert find(rows, made.ladder_sites())[0].severity == "info"

@@ -39,13 +39,18 @@ def test_a_branch_that_starts_small_and_grows():
     rows = made.fork("h", {"branch:linear": growing, "main:linear": 1.0}, 1.0)
     (finding,) = find(rows)
     assert (finding.severity, finding.evidence["rising"]) == ("info", True)
+    creeping = np.geomspace(1e-7, 2e-5, 40)
+    rows = made.fork("h", {"branch:linear": creeping, "main:linear": 1.0}, 1.0)
+    (finding,) = find(rows)
+    assert (finding.severity, finding.evidence["rising"]) == ("warning", False)
     grown = np.geomspace(1e-5, 0.5, 40)
     assert find(made.fork("h", {"branch:linear": grown, "main:linear": 1.0}, 1.0)) == []
 
 
 def test_an_auxiliary_loss_is_info():
-    rows = made.fork("h", {"(outside)": 1e-5, "main:linear": 1.0}, 1.0)
-    assert find(rows)[0].severity == "info"
+    for edge in ("(outside)", "(outside):abs"):
+        rows = made.fork("h", {edge: 1e-5, "main:linear": 1.0}, 1.0)
+        assert find(rows)[0].severity == "info"
 
 
 def test_what_a_slice_leaves_out():
