@@ -28,9 +28,6 @@ from analyses.faults.independent.kit_sixth_attention import (
 from analyses.faults.symptoms import some_without_gradient
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Too sharp.
 
 

@@ -27,8 +27,6 @@ from analyses.faults.independent.kit_sixth_attention import (
 )
 from analyses.faults.training import Training, ordinary
 
-SPLITS = ("test",)
-
 
 def _classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)

@@ -27,9 +27,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import decays, grows, not_finite
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Gradients that vanish over depth
 
 

@@ -22,9 +22,6 @@ from analyses.faults.independent.kit_sixth_depth import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Deep
 
 

@@ -27,9 +27,6 @@ from analyses.faults.independent.kit_sixth_parts import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # ---------------------------------------------------------------- one branch gets next to nothing
 
 

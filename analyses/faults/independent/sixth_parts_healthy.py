@@ -16,8 +16,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent.kit_sixth_parts import drawn, pictures, scenes, sentences
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def _mlp(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []

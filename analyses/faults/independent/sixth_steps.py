@@ -30,8 +30,6 @@ from analyses.faults.observe import Observed, observe
 from analyses.faults.symptoms import learns_less, overshoots, unmoved
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 Make = Callable[[], Training]
 
 

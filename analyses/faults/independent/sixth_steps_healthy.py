@@ -23,8 +23,6 @@ from analyses.faults.independent.kit_sixth_units import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def classify(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of classes."""

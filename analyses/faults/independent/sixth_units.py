@@ -25,8 +25,6 @@ from analyses.faults.independent.kit_sixth_units import (
 from analyses.faults.symptoms import dead_units, saturated
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 class Heatmap(nn.Module):
     """A tower of convolutions and a head that tells for each pixel whether the disc is there."""
