@@ -17,13 +17,12 @@ from gradscope.capture.activations import Activations
 from gradscope.capture.builder import MAX_EDGES, Builder, Unseen
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.passes import Pass, Passes, roots_of
+from gradscope.capture.remembered import Remembered
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.taps import Borrowed, Taps
 from gradscope.capture.trouble import Trouble
 from gradscope.graph.naming import VIEWS, Names, Place
 from gradscope.graph.walk import Graph, Node, operation, walk
-
-PLANS = 32  # graph structures remembered
 
 Parts = list[int | None]  # node by node: which of the passes made it
 
@@ -66,7 +65,7 @@ class Between:
         self._softmax_rows, self._activations = softmax_rows, activations
         self._nonfinite = nonfinite
         self._cut, self._unseen, self._trouble = cut, unseen, trouble
-        self._known: list[tuple[tuple[Any, ...], BetweenPlan]] = []
+        self._plans: Remembered[BetweenPlan] = Remembered()
         self._deep: set[tuple[str, str]] = set()  # sites whose depth is that below a loss
 
     def backward_begins(self, losses: Any) -> list[Any]:
@@ -83,11 +82,10 @@ class Between:
         parts = [None if part is None else position[part] for part in parts]
         passes = [self._passes[part] for part in used]
         key = (graph.types(), graph.edges, graph.counts, parts, [p.plan for p in passes])
-        plan = next((plan for known, plan in self._known if known == key), None)
+        plan = self._plans.find(key)
         if plan is None:
             plan = self._plan(graph, parts, passes)
-            self._known.insert(0, (key, plan))
-            del self._known[PLANS:]
+            self._plans.add(key, plan)
         lent = {fork: passes[fork.part].arrived.setdefault(fork.fork, []) for fork in plan.borrowed}
         return plan.taps.hang(graph.nodes, lent)
 

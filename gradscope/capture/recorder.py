@@ -15,25 +15,24 @@ from gradscope.capture.between import Between
 from gradscope.capture.inputs import Inputs
 from gradscope.capture.ledger import Ledger
 from gradscope.capture.listening import BACKWARD, CLIP, SCALER_STEP
+from gradscope.capture.narrow import Narrow
 from gradscope.capture.nonfinite import NonFinite
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.passes import Pass, Passes
 from gradscope.capture.pathways import CrossingsRequest, PathwayRequest, Pathways
 from gradscope.capture.plan import Plan, make_plan, structure
 from gradscope.capture.ranks import Ranks, check_pattern
+from gradscope.capture.remembered import Remembered
 from gradscope.capture.shards import gathered, named_shards, spread, tensor_parallel
 from gradscope.capture.softmaxes import SoftmaxRows
 from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
-from gradscope.cuts import Cut, training_batch_size, training_cuts
+from gradscope.cuts import Cut
 from gradscope.errors import GradscopeError
 from gradscope.graph.calls import Call, CallRecorder
 from gradscope.graph.naming import Names
 from gradscope.graph.walk import Graph, following, walk
 from gradscope.graph.wrappers import has_flat_parameters, module_paths, unwrapped
-from gradscope.run import Column, Site
-
-PLANS = 32  # graph structures remembered; a model whose graph never repeats makes one a step
 
 
 class Recorder:
@@ -86,6 +85,7 @@ class Recorder:
         self._inputs = Inputs(ledger, self.paths, self.trouble)
         self._called: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         meta["nonfinite"] = []
+        self._narrow = Narrow(meta, ledger, self.trouble)
         self._passes = Passes()  # of the step that is being recorded
         self._nonfinite = NonFinite(
             meta["nonfinite"], self._parameter_names, self._passes, self.trouble
@@ -97,14 +97,12 @@ class Recorder:
             softmax_rows,
             self._activations,
             self._nonfinite.found,
-            self._cut,
+            lambda graph, names: self._narrow.look(self.step, graph, names),
             self.note_unseen,
             self.trouble,
         )
-        self._cuts: dict[tuple[str, str], Cut] = {}
-        self._batch_size = 1  # of the first recorded step
         self._unregistered = 0
-        self._plans: list[tuple[tuple[list[Any], ...], Plan]] = []
+        self._plans: Remembered[Plan] = Remembered()
         self._hung: list[Any] = []  # handles of this step's hooks
         self.calls = CallRecorder(
             self.paths, self._forward_done, self.trouble.of("gradients"), keep=False
@@ -179,14 +177,7 @@ class Recorder:
 
     def write_cuts(self, cuts: list[Cut]) -> None:
         """Record minimum cuts, in place of those that were."""
-        self._meta["cuts"] = [cut.to_dict() for cut in cuts]
-        for cut in cuts:
-            name = f"{cut.source} → {cut.sink}"
-            self._ledger.site(Site(name, "cut", type=cut.kind, order=len(self._ledger.sites)))
-            for metric in ("width", "source_width", "sink_width", "attended", "ratio"):
-                if (value := getattr(cut, metric)) is not None:
-                    column = Column(name, "cut", "", metric)
-                    self._ledger.once(self.step, column, float(value))
+        self._narrow.write(self.step, cuts)
 
     def note_unseen(self, what: str, why: str) -> None:
         """Tell the run what can't be measured."""
@@ -253,8 +244,7 @@ class Recorder:
             return
         began = time.perf_counter()
         self._note_called(calls)
-        if not self._recorded:
-            self._batch_size = training_batch_size(calls)
+        self._narrow.forward_done(calls)
         outer = calls[-1]
         returned = [o for o in outer.outputs if o.node is not None]
         # Roots: what the model returned, then whatever else modules made (a loss kept on
@@ -265,7 +255,7 @@ class Recorder:
         self._forward = True
         graph = walk(roots)
         key = structure(graph, calls)
-        plan = self._known_plan(key)
+        plan = self._plans.find(key)
         if plan is None:
             plan = make_plan(
                 graph,
@@ -282,11 +272,10 @@ class Recorder:
                 unseen=self.note_unseen,
                 trouble=self.trouble,
             )
-            self._plans.insert(0, (key, plan))
-            del self._plans[PLANS:]
+            self._plans.add(key, plan)
             self._adopt(graph, outer.start)
-            if not plan.reads:  # else the loss will show all of it
-                self._cut(graph, Names(graph, calls, self.paths, {}))
+            if self._narrow.looking and not plan.reads:  # else the loss will show all of it
+                self._narrow.look(self.step, graph, Names(graph, calls, self.paths, {}))
         made = Pass(outer.start, outer.end, plan, {})
         self._hung += plan.taps.hang(graph.nodes, made.arrived)
         self._passes.add(made)
@@ -300,14 +289,6 @@ class Recorder:
                 if id(shard) in names:
                     names[whole] = names[id(shard)]
         return names
-
-    def _known_plan(self, key: tuple[list[Any], ...]) -> Plan | None:
-        for position, (known, plan) in enumerate(self._plans):
-            if known == key:
-                if position:
-                    self._plans.insert(0, self._plans.pop(position))
-                return plan
-        return None
 
     def backward_begins(self, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass is about to run, of this model or another."""
@@ -420,6 +401,7 @@ class Recorder:
                 self._ledger.scalar(self.step, group, lr)
             self._ledger.scalar(self.step, "step_seconds", now - self._step_began)
             self._recorded += 1
+            self._narrow.looking = False
         self._ledger.end_step(self.step)
         self.maybe_flush()
 
@@ -468,19 +450,6 @@ class Recorder:
                 self._unregistered += 1
                 self._parameter_names[id(leaf)] = name
                 self._parameters.adopt(name, leaf)
-
-    def _cut(self, graph: Graph, names: Names) -> None:
-        """The narrowest places between attention softmaxes, of the first step that is recorded:
-        inside its calls, and of calls that read what others returned."""
-        if self._recorded or bool(self._cuts) != ("cuts" in self._meta):
-            return  # somebody asked for others
-        try:
-            for cut in training_cuts(graph, names, self._batch_size):
-                self._cuts[cut.source, cut.sink] = cut
-            if self._cuts:
-                self.write_cuts(list(self._cuts.values()))
-        except Exception as error:
-            self.trouble.caught("bottlenecks", error)
 
     def _note_called(self, calls: list[Call]) -> None:
         """Which modules run at all: a parameter of one that does, and gets no gradient, is

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gradscope
-from gradscope.capture.recorder import Recorder
+from gradscope.capture.remembered import Remembered
 from gradscope.store import Journal
 
 
@@ -58,7 +58,7 @@ def test_a_failure_while_measuring_is_told_once_and_in_the_run(tmp_path, monkeyp
     def broken(self, *args):
         raise ArithmeticError("on purpose")
 
-    monkeypatch.setattr(Recorder, "_known_plan", broken)
+    monkeypatch.setattr(Remembered, "find", broken)
     with pytest.warns(RuntimeWarning, match="on purpose") as told:
         weights = trained(tmp_path / "run.pt")
     # Others may warn too: of a file that an earlier test left to the garbage collector, say.
