@@ -122,6 +122,7 @@ _FOLLOWS = {
     },
 }
 _STRUCTURAL = {"information-bottleneck"}
+HELD_BACK = ("stuck", "cleared", "put back")  # a gradient is there, and not used
 UNDONE = 1e-3  # of what independent terms would leave at a fork
 RESOLUTION = 1e-6  # of a fork's gradient: what gets less can't move, whatever moves the others
 _LOCAL = {
@@ -239,7 +240,7 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
         return cause.evidence["agreement"] <= UNDONE and _lies_before(symptom, cause, order)
     if pair == ("diffuse-softmax", "no-update"):  # it stays as it was made, like all the rest
         return symptom.evidence["share_of_steps"] == 1.0 and (
-            cause.evidence["state"] == "stuck" and cause.evidence["share_of_parameters"] >= WHOLE
+            cause.evidence["state"] in HELD_BACK and cause.evidence["share_of_parameters"] >= WHOLE
         )
     if pair == ("no-update", "starved-pathway") and cause.evidence["share"] < RESOLUTION:
         return True  # the branch's own parts have names of their own

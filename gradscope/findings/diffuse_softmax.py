@@ -16,9 +16,11 @@ stands still in half of the softmaxes (`STILL`) while the loss doesn't fall. At 
 the first `LEAD` of the run. Info before that, and for a few softmaxes among others that select
 while the loss falls (a layer may well average).
 
-A softmax whose logits grew at first and then turned back, and stand still above `CAPPED` while the
-loss doesn't fall, has met a limit: cosines without a temperature, a clamp. It counts like one at
-`EXACTLY`.
+A softmax whose logits have met a limit counts like one at `EXACTLY`: they grew and then stand
+still to a part in a hundred (`RIGID`; a softmax of a softmax, a clamp), or they grew, turned back
+and stand still while the loss doesn't fall (cosines without a temperature). So does one over `MANY`
+entries while the loss doesn't fall, unless it is about to leave: of the gradient, 1/n is little
+there whatever the logits.
 
 Silent about rows of two elements, and where next to nothing (`REACHED`) of the gradient gets to
 the softmax's module in the first place: it is starved, and would not learn if it weren't uniform.
@@ -48,6 +50,9 @@ LEAD = 0.2  # share of the run, from its start; healthy runs have 0.02
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 CAPPED = 0.98  # logits between −1 and 1 over 40 entries, some of which matter
 TRIED, TURNED = 2.0, 0.9  # growth of 1 − entropy, and what is left of it in the end
+RIGID = 0.01  # deviation of 1 − entropy over the second half, of its mean; attention that works: 0.1
+TOUCHED = 2e-4  # 1 − entropy; below that it has not met a limit, but never left its start
+MANY, CROWD = 100, 0.97  # entries; logits of ±0.4 leave nine tenths of a hundred attended
 REACHED = 1e-5  # of the largest gradient (RMS) at any module's output
 MIN_N = 3
 EVENNESS = "evenness"
@@ -74,6 +79,7 @@ class Uniform:
     start: float
     still: bool
     capped: bool = False
+    crowd: bool = False
 
     @property
     def settled(self) -> bool:
@@ -85,8 +91,9 @@ class Uniform:
         return self.end <= LEAVING * max(self.before, 1e-6) or not self.middle
 
     @property
-    def exact(self) -> bool:
-        return self.end <= 1 - EXACTLY and self.stays
+    def sure(self) -> bool:
+        exact = self.end <= 1 - EXACTLY or self.crowd
+        return (exact and self.stays) or self.settled or self.capped
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
@@ -103,22 +110,24 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         values, n = entropy.values[:, j], _size(signals, site)
         if (n and n < MIN_N) or not _is_reached(signals, site):
             continue
-        capped = not learned and _is_capped(values[np.isfinite(values)])
+        known = np.isfinite(values)
+        deficit = 1 - values[known]
+        capped = _is_rigid(deficit) or (not learned and _has_turned(deficit))
+        crowd = not learned and n >= MANY
         with np.errstate(invalid="ignore"):
-            flat = values >= (CAPPED if capped else ENTROPY if learned else UNLEARNED)
+            flat = values >= _least(learned, capped, crowd)
             if site in uniform_gain:
                 alike = uniform_gain.column(site)
                 flat &= ~(_hidden_by_logits(alike, n))
                 if site in gain:
                     flat &= ~(gain.column(site) > GAIN * alike)
-        known = np.isfinite(values)
         spell = longest_spell(entropy.steps, flat, known)
         born = longest_spell(entropy.steps, flat & (1 - values <= NO_LOGITS), known)
         if spell is not None and spell.ongoing and spell.share >= HELD:
             middle = float(np.median(1 - values[spell.inside]))
             if born is not None and born.at_once and born.share >= LEAD:
                 middle = 0.0
-            uniform[site] = Uniform(spell, middle, *_ends(1 - values[known]), capped)
+            uniform[site] = Uniform(spell, middle, *_ends(deficit), capped, crowd)
             continue
         if born is not None and born.at_once and born.share >= LEAD:
             uniform[site] = Uniform(born, 0.0, 0.0, 0.0, 0.0, False)  # it left, late
@@ -140,11 +149,25 @@ def _is_reached(signals: Signals, site: str) -> bool:
     return not quiet_median(share) < REACHED
 
 
-def _is_capped(evenness: np.ndarray) -> bool:
-    """Whether the logits grew, and have turned back to stand still."""
-    if not len(evenness):
+def _least(learned: bool, capped: bool, crowd: bool) -> float:
+    """The entropy from which on a softmax counts as uniform."""
+    if learned and not capped:
+        return ENTROPY
+    return min(CROWD if crowd else UNLEARNED, CAPPED if capped else UNLEARNED)
+
+
+def _is_rigid(deficit: np.ndarray) -> bool:
+    """Whether the logits grew, and then stand still to a part in a hundred: at a limit."""
+    half = deficit[len(deficit) // 2 :]
+    if len(half) < RECORDED // 2 or not half.mean() >= max(TOUCHED, TRIED * deficit[0]):
         return False
-    deficit = 1 - evenness
+    return bool(half.std() <= RIGID * half.mean())
+
+
+def _has_turned(deficit: np.ndarray) -> bool:
+    """Whether the logits grew, and have turned back to stand still."""
+    if not len(deficit):
+        return False
     end, _, start, still = _ends(deficit)
     peak = float(deficit.max())
     return still and peak >= TRIED * start and end <= TURNED * peak
@@ -175,14 +198,14 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
     found = list(uniform)
     went = progress(signals)
     if len(found) < MOST * softmaxes and went is not None and went.learned:
-        return "info"
+        return "warning" if any(u.capped for u in found) else "info"
     stuck = went is not None and not went.learned
     none = [u for u in found if u.middle <= NO_LOGITS and (u.stays or stuck)]
     if len(none) >= MOST * max(1, len(found)):
         return "warning"
     short = STUCK if stuck else SHORT
     many = len(found) >= HALF * softmaxes
-    sure = [u for u in found if u.exact or u.settled or u.capped or (stuck and many and u.still)]
+    sure = [u for u in found if u.sure or (stuck and many and u.still)]
     if steps >= LONG or (steps >= short and len(sure) >= MOST * len(found)):
         return "warning"
     return "info"

@@ -35,7 +35,7 @@ from gradscope.findings._signals import Signals, quiet_median
 from gradscope.findings._training import progress
 
 SHARE = 1e-3  # branches of healthy nets have 4e-3 and more once they learn
-NEGLIGIBLE = 1e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
+NEGLIGIBLE = 3e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
 LONG = 1000  # optimizer steps
 HELD = 0.8  # share of the recorded steps
 LATE = 20  # recorded steps
