@@ -26,6 +26,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "update-too-large",
         "unscaled-input",
         "peaked-softmax",
+        "non-finite",
     ),
     "update-too-large": ("no-update", "exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
@@ -88,7 +89,7 @@ _FOLLOWS = {
     "cancelling-fork": {"unscaled-input", "saturated-activation"},
     "dead-units": {"unscaled-input", "underflow", "update-too-large"},
     "update-too-large": {"peaked-softmax", "no-update", "unscaled-input"},
-    "exploding-gradient": {"starved-pathway", "peaked-softmax"},
+    "exploding-gradient": {"starved-pathway", "peaked-softmax", "non-finite"},
     "saturated-activation": {"unscaled-input", "update-too-large"},
     "peaked-softmax": {"unscaled-input"},
     "diffuse-softmax": {"update-too-large", "no-update"},
@@ -201,16 +202,20 @@ def _causes(findings: list[Finding], order: Mapping[str, int]) -> dict[int, int]
 
 
 def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
+    pair = (symptom.rule, cause.rule)
+    if pair == ("exploding-gradient", "non-finite"):
+        return _nears_the_undefined(symptom, cause)
     if cause.first_step > symptom.first_step:
         return False
-    pair = (symptom.rule, cause.rule)
     if symptom.rule == "detached" and not symptom.evidence["exactly_zero"]:
         return False
     if pair == ("update-too-large", "no-update"):  # large beside a loss that can't fall
         return cause.evidence["state"] == "put back"
     if pair == ("exploding-gradient", "starved-pathway"):  # a chain that begins at a starved branch
         last = symptom.evidence.get("largest_rise_from") or ""
-        return bool(last) and cause.evidence["edge"].startswith((f"{last}:", f"{last}."))
+        into = cause.evidence["edge"].split(":")[0]
+        same = _parent(into) and _parent(into) == _parent(last)
+        return bool(last) and bool(same or f"{into}.".startswith(f"{last}."))
     if pair == ("exploding-gradient", "peaked-softmax"):  # rows that open for a moment
         return symptom.evidence["along"] == "time" and symptom.evidence["diverged"] is False
     if pair == ("no-update", "detached"):
@@ -257,6 +262,18 @@ def _lies_before(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> 
     """Whether all parameters that stand still lie on the input's side of a ladder's last rung."""
     end = order.get(cause.view.sites[-1], -1)
     return all(order.get(module_of(name), end) < end for name in symptom.view.sites)
+
+
+def _nears_the_undefined(explosion: Finding, loss: Finding) -> bool:
+    """Whether a burst is the steep derivative of log or sqrt on the way to where it has none."""
+    burst = explosion.evidence["along"] == "time" and explosion.evidence["bursts"] == 1
+    return burst and loss.evidence.get("operation") in UNDEFINED
+
+
+def _parent(module: str) -> str:
+    """The Sequential that a layer is in, "head" of "head.0"; "" for others."""
+    path, _, index = module.rpartition(".")
+    return path if index.isdigit() else ""
 
 
 def _update_came_first(explosion: Finding, update: Finding) -> bool:

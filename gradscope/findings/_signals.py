@@ -80,6 +80,10 @@ class Signals:
     def site(self, kind: str, name: str) -> Site:
         return self.run.sites.get((kind, name)) or Site(name, kind)
 
+    def entries(self, softmax: str) -> int:
+        """Length of a softmax's rows; 0 if not recorded."""
+        return (0, *self.site("softmax", softmax).shape)[-1]
+
     def matrix(self, kind: str, metric: str, *, edges: bool = False) -> Matrix:
         """Every site of a kind (`edges`: every edge of every site instead)."""
         key = (kind, metric, edges)

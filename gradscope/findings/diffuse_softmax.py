@@ -107,7 +107,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     learned = went is None or went.learned
     uniform: dict[str, Uniform] = {}
     for j, site in enumerate(entropy.sites):
-        values, n = entropy.values[:, j], _size(signals, site)
+        values, n = entropy.values[:, j], signals.entries(site)
         if (n and n < MIN_N) or not _is_reached(signals, site):
             continue
         known = np.isfinite(values)
@@ -180,11 +180,6 @@ def _hidden_by_logits(alike: np.ndarray, n: int) -> np.ndarray:
     return (alike > FEW / max(n, 1)) & (np.abs(alike - usual) > STEADY * usual)
 
 
-def _size(signals: Signals, site: str) -> int:
-    """Length of a row; 0 if not recorded."""
-    return (0, *signals.site("softmax", site).shape)[-1]
-
-
 def _ends(deficit: np.ndarray) -> tuple[float, float, float, bool]:
     """Median of 1 − entropy over the last tenth of the run, over the tenth before; the first;
     whether it stands still over the second half."""
@@ -218,7 +213,7 @@ def _finding(signals: Signals, spells: dict[str, Spell], severity: Severity) -> 
     steps, keys = entropy.steps[spell.inside], [(s, "") for s in sites]
     level = float(quiet_median(entropy.on(steps).columns(keys)))
     passed = float(quiet_median(gain.on(steps).columns(keys)))
-    n = _size(signals, sites[0])
+    n = signals.entries(sites[0])
     share = f"{passed:.2g}" if np.isfinite(passed) else "at most 1/n"
     went = progress(signals)
     return Finding(

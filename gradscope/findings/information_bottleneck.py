@@ -12,14 +12,15 @@ hands on one content vector throws the spatial reasoning of each layer away. Men
 makes the cut the most that can pass.
 
 Severity. Warning between softmaxes, but info where linear probes read at least `READ` of what
-they were asked for, and where the first softmax has a way of its own to the output, past the
-second: each step of a decoder gives an answer, and asks anew. Info from input to output: an
-autoencoder's code is narrow on purpose.
+they were asked for, and where both are calls of one place, of which the first has a way of its own
+to the output, past the second: each step of a decoder gives an answer, and asks anew. Info from
+input to output: an autoencoder's code is narrow on purpose.
 
 Silent where the narrowest place is about as wide as source or sink: an output of ten classes is
-no bottleneck, nor are a few latent queries that read a large input. Likewise where it holds as
-many numbers as are attended over: the latents of all pairs of n positions are n times as wide.
-Silent too about a width of 0 (no path at all), and where no softmax follows another.
+no bottleneck, nor are a few latent queries that read a large input. But a sink that attends over
+no more than `PAIR` entries has not much to choose from, and doesn't count: the source alone does.
+Silent where the cut holds as many numbers as are attended over: the latents of all pairs of n
+positions are n times as wide. Silent too about a width of 0 (no path at all), and where no softmax follows another.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from gradscope.findings._rule import Rule
 from gradscope.findings._signals import Signals, quiet_median
 
 NARROW = 0.15  # a vector of a latent map of n ≥ 7 positions; transformers link layers at 0.5
+PAIR = 2  # entries; latent queries come in sixes and more
 READ = 0.9  # of a probe's held-out answers: what was asked for does pass
 LATE = 0.1  # share of the recorded steps, at the end, that an effective rank is taken from
 
@@ -52,10 +54,26 @@ class Narrow:
     attended: float
     tensors: tuple[str, ...]
     separate: bool
+    entries: int
 
     @property
     def ratio(self) -> float:
+        if 0 < self.entries <= PAIR:
+            return self.width / self.source_width
         return self.width / min(self.source_width, self.sink_width, self.attended)
+
+    @property
+    def of_what(self) -> str:
+        """What the ratio is to, in a sentence."""
+        if 0 < self.entries <= PAIR:
+            return "the first of them holds"
+        attends = self.attended < min(self.source_width, self.sink_width)
+        return "is attended over" if attends else "the smaller of the two holds"
+
+    @property
+    def asks_anew(self) -> bool:
+        """Steps of a loop, each with an answer of its own."""
+        return self.separate and self.source.split("#")[0] == self.sink.split("#")[0]
 
 
 @dataclass(frozen=True)
@@ -92,9 +110,20 @@ def _cuts(signals: Signals) -> list[Narrow]:
             separate = bool(cut.get("separate"))
             values = _last(signals, name, "attended")
             attended = values if np.isfinite(values) and values > 0 else float("inf")
+            entries = signals.entries(sink) if softmax else 0
             found.append(
                 Narrow(
-                    name, source, sink, softmax, width, before, behind, attended, through, separate
+                    name,
+                    source,
+                    sink,
+                    softmax,
+                    width,
+                    before,
+                    behind,
+                    attended,
+                    through,
+                    separate,
+                    entries,
                 )
             )
     return found
@@ -109,19 +138,17 @@ def _last(signals: Signals, name: str, metric: str) -> float:
 
 
 def _finding(signals: Signals, group: list[Narrow]) -> Finding:
-    first = min(group, key=lambda cut: (cut.separate, cut.ratio))
+    first = min(group, key=lambda cut: (cut.asks_anew, cut.ratio))
     probes = _probes(signals)
     read = bool(probes) and all(p.accuracy >= READ for p in probes)
     least = min(probes, key=lambda p: p.accuracy - p.baseline, default=None)
-    matters = first.between_softmaxes and not read and not first.separate
+    matters = first.between_softmaxes and not read and not first.asks_anew
     severity: Severity = "warning" if matters else "info"
     rank, capacity = _effective_rank(signals, first.source)
     where = f"{named(first.source)} and {named(first.sink)}"
     more = len(group) - 1
     others = f", and likewise in {more} more place{'s' * (more > 1)}" if more else ""
     through = f" ({' + '.join(first.tensors[:3])})" if first.tensors else ""
-    attends = first.attended < min(first.source_width, first.sink_width)
-    least_held = "is attended over" if attends else "the smaller of the two holds"
     what = "the latents of " if first.between_softmaxes else ""
     return Finding(
         rule="information-bottleneck",
@@ -148,11 +175,11 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
         },
         message=(
             f"Between {what}{where} only {first.width:g} numbers per sample pass{through}, "
-            f"{first.ratio:.2g} of what {least_held}{others}."
+            f"{first.ratio:.2g} of what {first.of_what}{others}."
         ),
         remedy=(
             "Nothing, if every step is to ask anew, as a decoder's are."
-            if first.between_softmaxes and first.separate
+            if first.between_softmaxes and first.asks_anew
             else "Hand on more than the content vector: concatenate the layer's latent state, or "
             "at least its heat map, into the next layer."
             if first.between_softmaxes
