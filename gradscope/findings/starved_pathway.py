@@ -9,8 +9,8 @@ Source: what autograd adds up at a fork, by the multivariate chain rule.
 Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least `LONG` optimizer
 steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
 in a shorter run (queries and keys behind uniform attention start so), where share and gradient
-rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual; not where it
-still is under `NEGLIGIBLE` after `LATE` recorded steps), where it came about while the loss fell
+rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual; not where,
+of `LATE` recorded steps or more, none of the last quarter is above `SHARE`), where it came about while the loss fell
 (attention that has learned where to look starves its own query and key), where the consumer is no
 part of the model (an auxiliary term of the loss, small on purpose), and where fewer than three
 steps were recorded.
@@ -55,9 +55,9 @@ class Starved:
         norm = self.fork.norms[:, self.fork.edges.index(self.edge)]
         if not all(_grows(course[self.spell.inside]) for course in (self.share, norm)):
             return False
-        # One that is still next to nothing after a long rise is not on its way.
-        late = self.share[self.spell.inside][-max(1, int(self.spell.inside.sum()) // 10) :]
-        return self.spell.known < LATE or bool(np.median(late) >= NEGLIGIBLE)
+        # One that never got there in a long rise is not on its way.
+        late = self.share[-max(1, len(self.share) // 4) :]
+        return self.spell.known < LATE or bool(np.nanmax(late, initial=0.0) >= SHARE)
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
