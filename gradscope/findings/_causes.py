@@ -266,7 +266,7 @@ def _lies_before(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> 
 
 def _nears_the_undefined(explosion: Finding, loss: Finding) -> bool:
     """Whether a burst is the steep derivative of log or sqrt on the way to where it has none."""
-    burst = explosion.evidence["along"] == "time" and explosion.evidence["bursts"] == 1
+    burst = explosion.evidence["along"] == "time" and explosion.evidence.get("bursts") == 1
     return burst and loss.evidence.get("operation") in UNDEFINED
 
 

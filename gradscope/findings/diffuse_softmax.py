@@ -50,7 +50,9 @@ LEAD = 0.2  # share of the run, from its start; healthy runs have 0.02
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 CAPPED = 0.98  # logits between −1 and 1 over 40 entries, some of which matter
 TRIED, TURNED = 2.0, 0.9  # growth of 1 − entropy, and what is left of it in the end
-RIGID = 0.01  # deviation of 1 − entropy over the second half, of its mean; attention that works: 0.1
+RIGID = (
+    0.01  # deviation of 1 − entropy over the second half, of its mean; attention that works: 0.1
+)
 TOUCHED = 2e-4  # 1 − entropy; below that it has not met a limit, but never left its start
 MANY, CROWD = 100, 0.97  # entries; logits of ±0.4 leave nine tenths of a hundred attended
 REACHED = 1e-5  # of the largest gradient (RMS) at any module's output

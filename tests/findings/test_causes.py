@@ -100,6 +100,29 @@ def test_a_cause_is_as_severe_as_what_it_brings_about_which_becomes_a_note(share
     ) == [("vanishing-gradient", "critical", ""), ("no-update", severity, "vanishing-gradient")]
 
 
+@pytest.mark.parametrize(("operation", "cause"), [("log", "non-finite"), ("exp", "")])
+def test_a_burst_on_the_way_to_where_a_derivative_has_no_end(operation, cause):
+    burst = finding("exploding-gradient", "critical", 5, along="time", bursts=1)
+    found = rank([burst, finding("non-finite", "critical", 8, operation=operation)])
+    assert {f.rule: f.cause for f in found}["exploding-gradient"] == cause
+
+
+@pytest.mark.parametrize(("rises_from", "alarms"), [("side.1", 1), ("side.1.norm", 2), ("x.1", 2)])
+def test_growth_along_a_chain_that_begins_in_a_starved_head(rises_from, alarms):
+    growth = finding("exploding-gradient", along="depth", largest_rise_from=rises_from)
+    starved = finding("starved-pathway", edge="side.0:silu", share=1e-5)
+    assert sum(severity == "warning" for _, severity, _ in story(growth, starved)) == alarms
+
+
+@pytest.mark.parametrize(
+    ("state", "severity"), [("stuck", "info"), ("cleared", "info"), ("stopped", "warning")]
+)
+def test_attention_of_a_model_that_does_not_move_stays_as_it_was_made(state, severity):
+    held = finding("no-update", "critical", state=state, share_of_parameters=1.0)
+    uniform = finding("diffuse-softmax", share_of_steps=1.0)
+    assert ("diffuse-softmax", severity) in [(r, s) for r, s, _ in story(held, uniform)]
+
+
 def test_the_first_of_several_causes():
     found = rank(
         [

@@ -125,7 +125,8 @@ def test_a_softmax_that_no_gradient_reaches_is_starved_not_uniform(size, found):
 
 def capped(end):
     """1 − entropy that grows fourfold, and returns."""
-    return np.concatenate([np.linspace(0.004, 0.016, 5), np.linspace(0.016, end, 15), [end] * 30])
+    late = end * (1 + 0.03 * np.cos(np.arange(30)))
+    return np.concatenate([np.linspace(0.004, 0.016, 5), np.linspace(0.016, end, 15), late])
 
 
 def test_logits_that_met_a_limit():
@@ -133,6 +134,20 @@ def test_logits_that_met_a_limit():
     assert find(met + made.loss(2.0, 1.8, 50), every=6)[0].severity == "warning"
     assert find(met + made.loss(2.0, 0.5, 50), every=6) == []
     assert find(all_of(1 - capped(0.016)) + made.loss(2.0, 1.8, 50), every=6) == []
+
+
+@pytest.mark.parametrize("end", [1.8, 0.5])
+def test_logits_that_stand_at_a_limit_say_so_whatever_the_loss_does(end):
+    grown = np.concatenate([np.linspace(0.001, 0.012, 15), [0.012] * 35])
+    assert find(all_of(1 - grown) + made.loss(2.0, end, 50), every=6)[0].severity == "warning"
+    moving = grown * (1 + 0.05 * np.cos(np.arange(50)))
+    assert find(all_of(1 - moving) + made.loss(2.0, 0.5, 50), every=6) == []
+
+
+@pytest.mark.parametrize(("n", "end", "found"), [(99, 1.8, 0), (100, 1.8, 1), (100, 0.5, 0)])
+def test_over_a_crowd_of_entries(n, end, found):
+    rows = all_of(1 - np.linspace(0.016, 0.024, 50)) + made.loss(2.0, end, 50)
+    assert [f.severity for f in find(rows, n=n, every=6)] == ["warning"] * found
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,23 @@ def test_few_latent_queries_are_no_bottleneck():
     assert one("encode", "process.0", 64 * 32, 2 * 4096 * 32, 2 * 64 * 32) == []
 
 
+@pytest.mark.parametrize(("entries", "found"), [(2, 1), (6, 0)])
+def test_a_choice_between_two_is_not_much_of_one(entries, found):
+    rows, site, entry = cut("read", "answer", 64, 768, 64, attended=64)
+    rows += made.softmax("answer", [0.5] * 3)
+    sites = [site, *made.softmax_sites(["answer"], entries)]
+    assert len(find(rows, sites, [entry])) == found
+
+
+@pytest.mark.parametrize(
+    ("sink", "severity"), [("decode.attend#1", "info"), ("answer.attend", "warning")]
+)
+def test_steps_that_each_answer_ask_anew(sink, severity):
+    rows, site, entry = cut("decode.attend", sink, 8, 512, 512)
+    (finding,) = find(rows, [site], [entry | {"separate": True}])
+    assert finding.severity == severity
+
+
 def test_latents_of_all_pairs_are_no_measure_of_what_has_to_pass():
     """Graph attention on n nodes has n² latents, and hands on all n values."""
     assert one("0", "1", 20 * 9, 20 * 20 * 9, 20 * 20 * 9, attended=20 * 9) == []

@@ -35,11 +35,12 @@ def test_small_but_not_negligible_takes_time_to_matter():
 
 
 def test_a_branch_that_starts_small_and_grows():
-    growing = np.geomspace(1e-6, 5e-4, 40)
+    growing = np.geomspace(1e-6, 9e-4, 40)
+    growing[35] = 1.1e-3
     rows = made.fork("h", {"branch:linear": growing, "main:linear": 1.0}, 1.0)
     (finding,) = find(rows)
     assert (finding.severity, finding.evidence["rising"]) == ("info", True)
-    creeping = np.geomspace(1e-7, 2e-5, 40)
+    creeping = np.geomspace(1e-7, 2e-4, 40)
     rows = made.fork("h", {"branch:linear": creeping, "main:linear": 1.0}, 1.0)
     (finding,) = find(rows)
     assert (finding.severity, finding.evidence["rising"]) == ("warning", False)
