@@ -20,7 +20,8 @@ Silent where the narrowest place is about as wide as source or sink: an output o
 no bottleneck, nor are a few latent queries that read a large input. But a sink that attends over
 no more than `PAIR` entries has not much to choose from, and doesn't count: the source alone does.
 Silent where the cut holds as many numbers as are attended over: the latents of all pairs of n
-positions are n times as wide. Silent too about a width of 0 (no path at all), and where no softmax follows another.
+positions are n times as wide. Silent too about a width of 0 (no path at all), and where no
+softmax follows another.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least 
 steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
 in a shorter run (queries and keys behind uniform attention start so), where share and gradient
 rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual; not where,
-of `LATE` recorded steps or more, none of the last quarter is above `SHARE`), where it came about while the loss fell
-(attention that has learned where to look starves its own query and key), where the consumer is no
-part of the model (an auxiliary term of the loss, small on purpose), and where fewer than three
-steps were recorded.
+of `LATE` recorded steps or more, none of the last quarter is above `SHARE`), where it came about
+while the loss fell (attention that has learned where to look starves its own query and key), where
+the consumer is no part of the model (an auxiliary term of the loss, small on purpose), and where
+fewer than three steps were recorded.
 
 Silent about parameters and forks that normalise (see `_forks`), and about edges whose gradient is
 exactly 0 throughout: what a slice leaves out was not meant to count (parameters behind such an
