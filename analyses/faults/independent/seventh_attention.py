@@ -17,9 +17,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import peaked
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # --- Too sharp ------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent import kit_seventh_attention as kit
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def classified(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)

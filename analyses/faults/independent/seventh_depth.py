@@ -24,8 +24,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import decays, grows, not_finite
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def climbs(decades: float, like: str) -> Symptom:
     """At the start the gradient is that much larger at the first of these modules or times."""

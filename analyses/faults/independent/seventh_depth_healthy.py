@@ -25,8 +25,6 @@ from analyses.faults.independent.kit_seventh_depth import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)

@@ -20,9 +20,6 @@ from analyses.faults.independent.kit_seventh_parts import (
 from analyses.faults.symptoms import left_out, some_without_gradient
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # A pathway that is weighed down to nothing -------------------------------------------------------
 
 

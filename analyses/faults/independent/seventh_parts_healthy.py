@@ -13,8 +13,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent.kit_seventh_parts import digit_batch, digits, generator, some
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy."""

@@ -25,8 +25,6 @@ from analyses.faults.observe import Observed, observe
 from analyses.faults.symptoms import learns_less, overshoots, underflows, unmoved
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Of the classes."""

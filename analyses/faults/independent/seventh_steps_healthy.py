@@ -19,8 +19,6 @@ from analyses.faults.independent.kit_seventh_units import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Of the classes."""
