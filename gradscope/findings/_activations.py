@@ -16,7 +16,7 @@ FILLED = 4  # measurements before units that are off look dead for a reason
 def judged(signals: Signals, metric: str, *, off: bool) -> Matrix:
     """A metric of the activations that are off on their flat side, or of the others."""
     matrix = signals.matrix("activation", metric)
-    keep = [j for j, s in enumerate(matrix.sites) if (_kind(signals, s) in OFF) == off]
+    keep = [j for j, s in enumerate(matrix.sites) if (kind(signals, s) in OFF) == off]
     return Matrix(
         matrix.steps,
         [matrix.keys[j] for j in keep],
@@ -41,5 +41,6 @@ def spells(matrix: Matrix, limit: float, held: float, skip: int = 0) -> dict[str
     return found
 
 
-def _kind(signals: Signals, site: str) -> str:
+def kind(signals: Signals, site: str) -> str:
+    """Its operation, "tanh"."""
     return signals.site("activation", site).type

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from gradscope.findings._finding import SEVERITIES, Finding
 from gradscope.findings._ladders import role_of
-from gradscope.findings._origins import UNDEFINED
+from gradscope.findings._origins import UNDEFINED, of_itself
 from gradscope.findings._parameters import WHOLE, module_of
 from gradscope.findings.peaked_softmax import NOTHING
 from gradscope.findings.update_too_large import LARGE, REWRITES
@@ -226,7 +226,7 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
         return _update_came_first(symptom, cause)
     if cause.rule == "update-too-large" and symptom.rule != "non-finite":
         return cause.first_step < symptom.first_step
-    if symptom.rule == "non-finite" and symptom.evidence.get("operation") in UNDEFINED:
+    if symptom.rule == "non-finite" and of_itself(symptom.evidence):
         return False
     if pair == ("update-too-large", "peaked-softmax"):  # which grow while nothing comes of it
         return symptom.evidence["update_ratio_peak"] < REWRITES

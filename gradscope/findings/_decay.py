@@ -10,6 +10,9 @@ A difference in shape must not pass for one in depth. Norms favour large tensors
 small ones, so both are taken and the smaller magnitude counts, or 0 where their signs differ. A
 single odd end, such as the logits of a Sequential, must not pass for a trend: beside the ends,
 the least-squares line through all rungs is read, and again the smaller magnitude counts.
+
+A structure's roles that get next to nothing of the gradient where it enters (queries and keys
+behind uniform attention) are not the way it takes, and have no say in its course.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.findings._ladders import MIN_RUNGS, Ladder, ladders
+from gradscope.findings._ladders import MIN_RUNGS, Ladder, chain, ladders, over_calls
 from gradscope.findings._persistence import Spell
 from gradscope.findings._signals import Matrix, Signals, quiet_median
+from gradscope.run import Site
 
 TINIEST = 1.4e-45  # smallest float32 above 0: what a gradient of exactly 0 is counted as
+MINOR = 1e-2  # of the largest role's RMS at the rung nearest the loss; values have 0.3 of outputs'
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Decay:
     """One repeated structure, over all its roles.
 
     Attributes:
+        kind: of the sites, "module" or "fork".
         block: the structure, "layers.*"; "" for the chain of all sites.
         ladders: one per role.
         steps: int64 (S,).
@@ -39,6 +45,7 @@ class Decay:
         by_role: float64 (S, len(ladders)).
     """
 
+    kind: str
     block: str
     ladders: tuple[Ladder, ...]
     steps: np.ndarray
@@ -60,23 +67,51 @@ class Decay:
 
 
 def decays(signals: Signals) -> list[Decay]:
-    """One `Decay` for each repeated structure among the module sites."""
-    norm, rms = signals.matrix("module", "grad_norm"), signals.matrix("module", "grad_rms")
-    rms = rms.on(norm.steps)
-    measured = set(norm.sites)
-    sites = [s for s in signals.run.sites_of("module") if s.name in measured]
+    """One `Decay` for each repeated structure among the module sites.
+
+    A forward pass written without modules repeats itself in its forks: in `h = layer(h)` with the
+    layers in a ParameterList, each h that is read twice is a rung, as if called again and again.
+    """
+    found = _measured(signals, "module", ladders(_sites(signals, "module")))
+    own = [s for s in _sites(signals, "fork") if s.name.startswith("(output)")]
+    return found or _measured(signals, "fork", over_calls(own))
+
+
+def chain_decay(signals: Signals) -> list[Decay]:
+    """The one `Decay` along all modules that hold parameters, whatever repeats among them."""
+    return _measured(signals, "module", chain(_sites(signals, "module")))
+
+
+def _sites(signals: Signals, kind: str) -> list[Site]:
+    measured = {site for site, edge in signals.matrix(kind, "grad_norm").keys if not edge}
+    sites = [s for s in signals.run.sites_of(kind) if s.name in measured]
+    return sorted(sites, key=lambda s: (s.order, s.name))
+
+
+def _measured(signals: Signals, kind: str, found: list[Ladder]) -> list[Decay]:
+    norm = signals.matrix(kind, "grad_norm")
+    rms = signals.matrix(kind, "grad_rms").on(norm.steps)
     blocks: dict[str, list[Ladder]] = defaultdict(list)
-    for ladder in ladders(sites):
+    for ladder in found:
         blocks[ladder.block].append(ladder)
-    found = []
+    structures = []
     for block, roles in blocks.items():
-        by_role = np.stack([_decades(ladder, norm, rms) for ladder in roles], axis=1)
-        found.append(Decay(block, tuple(roles), norm.steps, quiet_median(by_role, axis=1), by_role))
-    return found
+        main = _main(roles, rms)
+        by_role = np.stack([_decades(ladder, norm, rms) for ladder in main], axis=1)
+        decades = quiet_median(by_role, axis=1)
+        structures.append(Decay(kind, block, tuple(main), norm.steps, decades, by_role))
+    return structures
+
+
+def _main(roles: list[Ladder], rms: Matrix) -> list[Ladder]:
+    """The roles that the gradient goes through, as it enters the structure."""
+    enters = quiet_median(rms.columns([(r.sites[-1], "") for r in roles]), axis=0)
+    kept = enters >= MINOR * np.nanmax(enters, initial=0.0)
+    return [role for role, keep in zip(roles, kept, strict=True) if keep] or roles
 
 
 def steepest(
-    signals: Signals, ladder: Ladder, steps: np.ndarray, sign: int
+    signals: Signals, decay: Decay, ladder: Ladder, steps: np.ndarray, sign: int
 ) -> tuple[str, str, float]:
     """The gap between neighbouring rungs at which the gradient loses most on its way.
 
@@ -87,9 +122,9 @@ def steepest(
         The rung before the gap (nearer the loss), the one behind it, and log₁₀ of the ratio.
     """
     keys = [(site, "") for site in ladder.sites]
-    values = signals.matrix("module", "grad_rms").on(steps).columns(keys)
+    values = signals.matrix(decay.kind, "grad_rms").on(steps).columns(keys)
     if not np.isfinite(values).any(axis=0).all():
-        values = signals.matrix("module", "grad_norm").on(steps).columns(keys)
+        values = signals.matrix(decay.kind, "grad_norm").on(steps).columns(keys)
     course = quiet_median(_logs(values), axis=0)
     rungs = np.flatnonzero(np.isfinite(course))
     gaps = np.diff(course[rungs])

@@ -4,6 +4,7 @@ Left out are forks of a parameter: its uses share one weight, their gradients ca
 optimum, and an early time step of a recurrence may well contribute nothing. Left out, too, are
 forks with an edge into a reduction beside others: in x / ‖x‖, x − mean(x), exp(x) / Σ exp(x) that
 edge exists to take back what the other one sends along the direction that is normalised away.
+So is x / (1 + |x|), a softsign: one function, whose denominator matters where it is flat.
 Where all edges reduce, as in pooling by mean and by maximum, none takes back another's.
 """
 
@@ -59,11 +60,17 @@ def forks(signals: Signals) -> tuple[np.ndarray, list[Fork]]:
             continue
         if 0 < sum(map(_is_reduction, edges)) < len(edges):
             continue
+        if {_operation(edge) for edge in edges} == {"abs", "div"}:
+            continue
         total = totals.column(site) if site in totals else np.full(len(norms.steps), np.nan)
         found.append(Fork(site, edges, norms.values[:, at], total))
     return norms.steps, found
 
 
 def _is_reduction(edge: str) -> bool:
+    return bool(_REDUCTIONS.match(_operation(edge)))
+
+
+def _operation(edge: str) -> str:
     op = edge.rpartition(":")[2].partition("#")[0].lower()
-    return bool(_REDUCTIONS.match(op.removesuffix("backward").strip("_")))
+    return op.removesuffix("backward").strip("_")

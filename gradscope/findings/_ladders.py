@@ -46,15 +46,21 @@ def ladders(sites: Iterable[Site]) -> list[Ladder]:
     the chain of all sites.
     """
     known = sorted((s for s in sites if not s.alias_of), key=lambda s: (s.order, s.name))
-    times = _over_calls([s for s in known if s.type == TIME_STEP])
+    times = over_calls([s for s in known if s.type == TIME_STEP])
     known = [s for s in known if s.name != "(output)" and s.type != TIME_STEP]
-    found = _over_indices(known) + _over_calls(known)
-    return (found or _chain(known)) + times
+    found = _over_indices(known) + over_calls(known)
+    return (found or chain(known)) + times
 
 
-def _chain(sites: list[Site]) -> list[Ladder]:
-    for chain in ([s for s in sites if s.parameters], sites):
-        behind = _descending(chain)
+def chain(sites: list[Site]) -> list[Ladder]:
+    """One ladder of all modules that hold parameters, or else of all; none of under `MIN_RUNGS`.
+
+    Args:
+        sites: input side first.
+    """
+    sites = [s for s in sites if s.name != "(output)" and s.type != TIME_STEP and not s.alias_of]
+    for links in ([s for s in sites if s.parameters], sites):
+        behind = _descending(links)
         if len(behind) >= MIN_RUNGS:
             return [Ladder("", "(chain)", tuple(s.name for s in behind))]
     return []
@@ -92,7 +98,8 @@ def _in_series(
     return []
 
 
-def _over_calls(sites: list[Site]) -> list[Ladder]:
+def over_calls(sites: list[Site]) -> list[Ladder]:
+    """Ladders over the calls of one module, "cell", "cell#1", …, sites input side first."""
     calls: dict[str, list[Site]] = defaultdict(list)
     for site in sites:
         base, _, tail = _CALL.match(site.name).groups()  # type: ignore[union-attr]

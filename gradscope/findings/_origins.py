@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gradscope.findings._signals import Signals
@@ -20,6 +21,15 @@ def first_operation(signals: Signals) -> dict[str, Any]:
     return min(named, key=lambda entry: entry["step"], default=unknown)
 
 
-def undefined(signals: Signals) -> bool:
-    """Whether the run broke at an operation that no other fault leads to."""
-    return first_operation(signals)["operation"] in UNDEFINED
+def of_itself(origin: Mapping[str, Any]) -> bool:
+    """Whether no other fault led there: it came with the data, or the operation is undefined.
+
+    Args:
+        origin: what has "phase" and "operation".
+    """
+    return origin.get("phase") == "data" or origin.get("operation") in UNDEFINED
+
+
+def broke_of_itself(signals: Signals) -> bool:
+    """Whether the run broke at an operation, or at data, that no other fault leads to."""
+    return of_itself(first_operation(signals))

@@ -144,6 +144,7 @@ def _is_reached(signals: Signals, site: str) -> bool:
     """Whether there is gradient to speak of at the output of the softmax's module."""
     sizes = signals.matrix("module", "grad_rms")
     module = site.split(":softmax")[0]
+    module = module if module in sizes else f"{module}[0]"  # of a tuple that it returns
     if module not in sizes:
         return True
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -92,7 +92,7 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
     steps = decay.steps[spell.inside]
     decades = -float(np.median(decay.decades[spell.inside]))
     ladder = decay.typical(spell.inside)
-    before, behind, rise = steepest(signals, ladder, steps, -1)
+    before, behind, rise = steepest(signals, decay, ladder, steps, -1)
     ends = update_ratio_ends(signals, decay, steps)
     broken = _broken(signals)
     return Finding(
@@ -131,7 +131,7 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
             else "Clip the gradient's norm, or start the recurrent weight as an orthogonal matrix."
         ),
         view=View(
-            "module",
+            decay.kind,
             "grad_rms",
             ladder.sites,
             thresholds={f"10^{DECADES:g} of the last layer": 10**DECADES},

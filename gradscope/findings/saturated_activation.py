@@ -2,8 +2,8 @@
 
 Definition. An element is saturated where the slope is below 2 % of the function's largest (|tanh| >
 0.99; a sigmoid beyond ±5.3; a clipped linear unit outside its bounds). A site counts where the
-share of saturated elements stays at `SATURATED` or more for `HELD` of the run and still does at
-its end.
+share of saturated elements stays at `SATURATED` or more (`ALL` for a function with one flat side,
+where a unit is meant to rest) for `HELD` of the run and still does at its end.
 
 Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
 networks", AISTATS 2010, section 3; the limit is derived from the slope, not from the input.
@@ -18,7 +18,7 @@ classifier that is certain has a saturated sigmoid at its end.
 
 from __future__ import annotations
 
-from gradscope.findings._activations import judged, spells
+from gradscope.findings._activations import judged, kind, spells
 from gradscope.findings._finding import SEVERITIES, Finding, Severity, View
 from gradscope.findings._groups import by_role, listed
 from gradscope.findings._persistence import Spell
@@ -28,6 +28,7 @@ from gradscope.findings._training import progress
 
 SATURATED = 0.6  # share of elements; gates of trained recurrent cells reach 0.4
 ALL = 0.95
+ONE_SIDED = frozenset({"elu"})
 HELD = 0.3  # share of the measurements
 
 
@@ -35,10 +36,13 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     matrix = judged(signals, "saturated_fraction", off=False)
     if not matrix.keys:
         return Skipped("no tanh, sigmoid or the like")
+    flat = spells(matrix, SATURATED, HELD)
+    half = spells(matrix, ALL, HELD)
     found = {
         site: spell
-        for site, spell in spells(matrix, SATURATED, HELD).items()
-        if not _is_meant(signals, site, spell)
+        for site in matrix.sites
+        if (spell := (half if kind(signals, site) in ONE_SIDED else flat).get(site)) is not None
+        and not _is_meant(signals, site, spell)
     }
     findings = []
     for sites in by_role(s for s in matrix.sites if s in found).values():

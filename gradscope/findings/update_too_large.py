@@ -3,8 +3,8 @@
 Definition. update_ratio ‖Δw‖/‖w‖, at each recorded step the median over the model's weight
 matrices (vectors and weights that start at 0 left out: theirs is large by nature). It is too large
 where it reaches `REWRITES` at any step; and, of three measured steps or more, where it is at least
-`LARGE` for `HELD` of them (each weight at its last value, as they take turns), or started at `FAST`
-or more and the loss got nowhere.
+`LARGE` for `HELD` of them (each weight at its last value, as they take turns), or the loss ends
+higher than it began (`RISEN`) where it started at `FAST` or more or was usually `BRISK` or more.
 
 Source: the rule of thumb of 10⁻³ for update to weight (Hinton, "A practical guide to training
 restricted Boltzmann machines", 2010). SageMaker Debugger's limit of 10 comes after the fact.
@@ -22,17 +22,19 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.findings._finding import Finding, Severity, View
-from gradscope.findings._origins import undefined
+from gradscope.findings._origins import broke_of_itself
 from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals, quiet_median
-from gradscope.findings._training import level, progress
+from gradscope.findings._training import Progress, level, progress
 
 REWRITES = 0.5  # half of the norm in one step; healthy runs peak at 0.15
 REPLACES = 1.0  # all of it: what had been learned is gone
 LARGE = 0.1
 HELD = 0.2  # share of the measured steps
 FAST = 0.06  # healthy runs start at 0.002 to 0.06, and so do those that fail for another cause
+BRISK = 0.01  # the upper end of what is usual
+RISEN = 1.5  # factor between the loss's end and its start
 USUAL = 0.03  # as late steps may be
 EARLY = 0.1  # share of the measured steps that counts as the start
 
@@ -48,11 +50,12 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     early = known[: max(1, round(EARLY * len(known)))]
     went = progress(signals)
     # What breaks at log(0) says nothing of the steps before.
-    stuck = went is not None and went.stuck and not (went.diverged and undefined(signals))
+    own = broke_of_itself(signals)
+    stuck = went is not None and went.stuck and not (went.diverged and own)
     # A step that rewrites may fall to few weights' turn; one weight alone is none that lasts.
     rewrites, large = course[known] >= REWRITES, _held(ratios.values)[known] >= LARGE
     # A run that overflows may end before three steps were measured.
-    overflowed = went is not None and went.diverged and not undefined(signals)
+    overflowed = went is not None and went.diverged and not own
     if overflowed and not rewrites.any() and quiet_median(course[known[-ENOUGH:]]) < USUAL:
         overflowed = stuck = False  # steps had become usual again before it did
     enough = len(known) >= ENOUGH or overflowed
@@ -60,8 +63,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         at, threshold = known[rewrites], REWRITES
     elif large.mean() >= HELD and enough:
         at, threshold = known[large], LARGE
-    elif stuck and enough and quiet_median(course[early]) >= FAST:
+    elif enough and (overflowed or _risen(went)) and quiet_median(course[early]) >= FAST:
         at, threshold = known[course[known] >= FAST], FAST
+    elif enough and _risen(went) and quiet_median(course[known]) >= BRISK:
+        at, threshold = known[course[known] >= BRISK], BRISK
     else:
         return []
     severity: Severity = "warning"
@@ -110,6 +115,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             ),
         )
     ]
+
+
+def _risen(went: Progress | None) -> bool:
+    return went is not None and went.end >= RISEN * went.start > 0
 
 
 def _held(values: np.ndarray) -> np.ndarray:

@@ -3,9 +3,11 @@
 Definition. Along a ladder (sites of one role in consecutive places of a repeated structure, see
 `_ladders`), decades = log₁₀(gradient at the last rung / gradient at the first), by the more
 cautious of norm and RMS, of ends and fitted line (see `_decay`). It vanishes where the median
-over the structure's roles is at least `DECADES` for a good part of the recorded steps. Everything
-is relative to the same step's gradient near the loss: the gradient of a converged run is small
-everywhere, and that is no finding.
+over the structure's roles is at least `DECADES` for a good part of the recorded steps
+(`STUCK_DECADES` where the loss does not fall, `SHARED_DECADES` over the calls of one module), or
+where, with no such structure, the chain of all modules with parameters loses `CHAIN_DECADES`.
+Everything is relative to the same step's gradient near the loss: the gradient of a converged run
+is small everywhere, and that is no finding.
 
 Source: Bengio, Simard & Frasconi, "Learning long-term dependencies with gradient descent is
 difficult", IEEE Trans. Neural Networks 5(2), 1994 (gradients decay geometrically along depth);
@@ -29,7 +31,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.findings._decay import Decay, decays, outermost, steepest, update_ratio_ends
+from gradscope.findings._decay import (
+    Decay,
+    chain_decay,
+    decays,
+    outermost,
+    steepest,
+    update_ratio_ends,
+)
 from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import named
 from gradscope.findings._ladders import Ladder
@@ -38,8 +47,10 @@ from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 from gradscope.findings._training import Progress, level, progress
 
-DECADES = 3.0  # healthy nets stay within 1; plain ones at torch's default init lose 0.4 a layer
-CHAIN_DECADES = 4.0  # sites of different roles differ by up to a decade without any depth
+DECADES = 2.5  # healthy nets stay within 2; plain ones at torch's default init lose 0.4 a layer
+STUCK_DECADES = 2.0  # where the loss does not fall
+SHARED_DECADES = 3.0  # over calls of one module: what an early time step says matters less
+CHAIN_DECADES = 3.5  # sites of different roles differ by up to a decade without any depth
 HOPELESS = 6.0  # below 10⁻⁶ the early layers' gradient drowns in float32 noise of the late ones
 HELD = 0.2  # share of the run that makes a spell at its end matter
 MOST = 0.5  # share of the run that matters though it is over
@@ -55,26 +66,49 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     structures = decays(signals)
     if not structures:
         return Skipped("no three comparable modules behind one another")
+    found = _vanished(signals, structures)
+    chain = [] if found or not structures[0].block else _vanished(signals, chain_decay(signals))
+    # Where nothing at all arrives is no matter of depth.
+    found += [(decay, spell) for decay, spell in chain if _decades(decay, spell) < NOTHING]
+    return [_finding(signals, decay, spell) for decay, spell in outermost(found)]
+
+
+def _limit(signals: Signals, decay: Decay) -> float:
+    if not decay.block:
+        return CHAIN_DECADES
+    went = progress(signals)
+    stuck = went is not None and not went.learned
+    if decay.kind == "fork":  # which may be one module's calls, or as many modules
+        return DECADES if stuck else SHARED_DECADES
+    if decay.shared:
+        return SHARED_DECADES
+    return STUCK_DECADES if stuck else DECADES
+
+
+def _vanished(signals: Signals, structures: list[Decay]) -> list[tuple[Decay, Spell]]:
     found = []
     for decay in structures:
-        limit = DECADES if decay.block else CHAIN_DECADES
         known = np.isfinite(decay.decades)
-        holds = np.where(known, decay.decades, 0.0) >= limit
+        holds = np.where(known, decay.decades, 0.0) >= _limit(signals, decay)
         spell = longest_spell(decay.steps, holds, known)
         if spell is not None and spell.share >= BRIEF:
             found.append((decay, spell))
-    return [_finding(signals, decay, spell) for decay, spell in outermost(found)]
+    return found
+
+
+def _decades(decay: Decay, spell: Spell) -> float:
+    return float(np.median(decay.decades[spell.inside]))
 
 
 def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
     steps = decay.steps[spell.inside]
-    decades = float(np.median(decay.decades[spell.inside]))
+    decades = _decades(decay, spell)
     ladder = decay.typical(spell.inside)
-    before, behind, drop = steepest(signals, ladder, steps, 1)
+    before, behind, drop = steepest(signals, decay, ladder, steps, 1)
     ends = update_ratio_ends(signals, decay, steps)
     went = progress(signals)
     gain = _softmax_gain(signals, decay, steps)
-    nothing = decades >= NOTHING
+    nothing, limit = decades >= NOTHING, _limit(signals, decay)
     evidence = {
         "ratio_first_to_last": 0.0 if nothing else 10**-decades,
         "decades": None if nothing else decades,
@@ -103,10 +137,10 @@ def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
         message=_message(ladder, spell, decades, evidence),
         remedy=_remedy(signals, ladder, gain, nothing),
         view=View(
-            "module",
+            decay.kind,
             "grad_rms",
             ladder.sites,
-            thresholds={f"10^-{DECADES:g} of the last layer": 10**-DECADES},
+            thresholds={f"10^-{limit:g} of the last layer": 10**-limit},
             relative_to=ladder.sites[-1],
         ),
     )
