@@ -127,3 +127,9 @@ def test_an_answer_that_is_certain_of_nothing():
     (finding,) = saturated(learned_to_be, kind="sigmoid", depth=0, loss=stuck)
     assert finding.severity == "critical"
     assert saturated(learned_to_be, kind="sigmoid", depth=0, loss=made.loss(2.0, 0.1, 80)) == []
+
+
+def test_a_function_with_one_flat_side_may_rest_there():
+    assert saturated([0.8] * 40, kind="elu") == []
+    (finding,) = saturated([0.97] * 40, kind="elu")
+    assert finding.severity == "critical"

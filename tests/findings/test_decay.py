@@ -90,7 +90,7 @@ def test_steepest_gap_with_a_rung_that_was_never_recorded():
     ]
     signals = Signals(made.run(rows, made.ladder_sites(5, role="net.{}")))
     (decay,) = decays(signals)
-    before, behind, drop = steepest(signals, decay.ladders[0], np.array([0]), 1)
+    before, behind, drop = steepest(signals, decay, decay.ladders[0], np.array([0]), 1)
     assert (before, behind) == ("net.3", "net.2")
     assert drop == pytest.approx(3.0)
 
@@ -110,3 +110,31 @@ def test_update_ratios_not_measured():
     signals = Signals(made.run(made.ladder(0.0), made.ladder_sites()))
     (decay,) = decays(signals)
     assert update_ratio_ends(signals, decay, decay.steps) is None
+
+
+def test_the_way_the_gradient_takes_is_what_counts():
+    ways = made.ladder(0.5, steps=5, role="layers.{}.value", noise=0)
+    queries = made.ladder(-1.0, steps=5, role="layers.{}.query", noise=0, scale=1e-9)
+    keys = made.ladder(-1.0, steps=5, role="layers.{}.key", noise=0, scale=1e-9)
+    sites = [
+        s for r in ("value", "query", "key") for s in made.ladder_sites(role=f"layers.{{}}.{r}")
+    ]
+    (decay,) = decays(Signals(made.run([*ways, *queries, *keys], sites)))
+    assert [ladder.role for ladder in decay.ladders] == ["layers.*.value"]
+    np.testing.assert_allclose(decay.decades, 2.5)
+
+
+def test_forks_stand_in_for_modules_that_a_forward_pass_does_without():
+    names = ["(output):mm", *(f"(output):mm#{k}" for k in range(1, 5))]
+    rows = [
+        row
+        for k, name in enumerate(names)
+        for row in made.fork(name, {"a:mm": 1.0, "b:mm": 1.0}, 10.0 ** (k - 4), steps=3)
+    ]
+    sites = [Site(n, "fork", "", k, 50 - 10 * k, (8, 8), 64) for k, n in enumerate(names)]
+    (decay,) = decays(Signals(made.run(rows, sites)))
+    assert (decay.kind, decay.ladders[0].sites) == ("fork", tuple(names))
+    np.testing.assert_allclose(decay.decades, 4.0)
+    rows += made.ladder(0.1, steps=3)
+    (decay,) = decays(Signals(made.run(rows, [*sites, *made.ladder_sites()])))
+    assert decay.kind == "module"

@@ -61,11 +61,30 @@ def test_large_for_a_good_part_of_the_run():
     assert find(with_start(0.15, 10)) == []
 
 
-def test_fast_and_going_nowhere():
-    stuck, falling = made.loss(2.0, 2.0, steps=88), made.loss(2.0, 0.5, steps=88)
-    assert find(with_start(0.08, 8), stuck)[0].severity == "warning"
+def test_fast_at_first_and_worse_for_it():
+    worse, falling = made.loss(2.0, 6.0, steps=88), made.loss(2.0, 0.5, steps=88)
+    assert find(with_start(0.08, 8), worse)[0].severity == "warning"
     assert find(with_start(0.08, 8), falling) == []
-    assert find(with_start(0.04, 8), stuck) == []  # so do many that are stuck for another cause
+    assert find(with_start(0.04, 8), worse) == []  # so do many that fail for another cause
+    assert find(with_start(0.08, 8), made.loss(2.0, 2.0, steps=88)) == []
+
+
+def test_a_loss_that_climbs_at_the_upper_end_of_what_is_usual():
+    brisk = np.full(80, 0.015)
+    (finding,) = find(brisk, made.loss(2.0, 12.0, steps=80))
+    assert (finding.severity, finding.view.thresholds["too large"]) == ("warning", rule.BRISK)
+    assert find(brisk, made.loss(2.0, 2.4, steps=80)) == []
+    assert find(USUAL, made.loss(2.0, 12.0, steps=80)) == []
+
+
+def test_data_that_are_not_finite_say_nothing_of_the_steps():
+    lost = made.series("scalar", "loss", "value", [1.0] * 60 + [np.nan] * 20)
+    rows = [r for n in NAMES for r in made.series("parameter", n, "update_ratio", [0.15] * 80)]
+    rows += [r for n in NAMES for r in made.series("parameter", n, "weight_norm", [1.0] * 80)]
+    origin = {"step": 60, "phase": "data", "operation": "addmm", "where": "net.0:addmm"}
+    for meta, severity in (({"nonfinite": [origin]}, "warning"), ({}, "critical")):
+        run = made.run([*rows, *lost], made.parameter_sites(NAMES), meta)
+        assert [f.severity for f in apply(rule.RULE, Signals(run))] == [severity]
 
 
 def test_vectors_and_weights_that_start_at_zero_are_left_out():

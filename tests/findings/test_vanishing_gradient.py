@@ -4,6 +4,7 @@ import pytest
 from gradscope.findings import vanishing_gradient as rule
 from gradscope.findings._rule import Skipped, apply
 from gradscope.findings._signals import Signals
+from gradscope.run import Site
 from tests.reference import synthetic as made
 
 NAMES = [f"layers.{k}.out.weight" for k in range(6)]
@@ -160,3 +161,36 @@ def test_what_begins_after_the_run_has_learned_is_a_note():
     assert find(made.ladder(late) + falls_early)[0].severity == "info"
     assert find(made.ladder(late) + falls_late)[0].severity == "warning"
     assert find(made.ladder(0.8) + falls_early)[0].severity == "warning"
+
+
+@pytest.mark.parametrize(("end", "found"), [(2.0, 1), (0.2, 0)])
+def test_less_is_enough_where_the_loss_does_not_fall(end, found):
+    assert len(find([*made.ladder(0.45), *made.loss(2.0, end)])) == found
+
+
+def chain(blocks, ends):
+    """Gradients of a body that repeats, between an entry and an exit that do not."""
+    names = ["enter", *(f"body.{k}" for k in range(4)), "leave"]
+    rows = [
+        row
+        for k, name in enumerate(names)
+        for row in made.series(
+            "module",
+            name,
+            "grad_norm",
+            [10.0 ** (-blocks * (4 - k) - ends * (k < 1)) / 10**ends] * 40 if k < 5 else [1.0] * 40,
+        )
+    ]
+    sites = [
+        Site(n, "module", "Linear", k, 60 - 10 * k, (8, 8), 64, parameters=True)
+        for k, n in enumerate(names)
+    ]
+    return find(rows, sites)
+
+
+def test_what_is_lost_before_and_behind_a_body_that_repeats():
+    (finding,) = chain(0.6, 1.2)
+    assert (finding.site, finding.evidence["role"]) == ("enter", "(chain)")
+    assert chain(0.3, 0.4) == []
+    (finding,) = chain(1.0, 1.2)
+    assert finding.evidence["role"] == "body.*"
