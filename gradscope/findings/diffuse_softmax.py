@@ -16,11 +16,12 @@ stands still in half of the softmaxes (`STILL`) while the loss doesn't fall. At 
 the first `LEAD` of the run. Info before that, and for a few softmaxes among others that select
 while the loss falls (a layer may well average).
 
-A softmax whose logits have met a limit counts like one at `EXACTLY`: they grew and then stand
-still to a part in a hundred (`RIGID`; a softmax of a softmax, a clamp), or they grew, turned back
-and stand still while the loss doesn't fall (cosines without a temperature). So does one over `MANY`
-entries while the loss doesn't fall, unless it is about to leave: of the gradient, 1/n is little
-there whatever the logits.
+A softmax whose logits have met a limit counts like one at `EXACTLY`: they are what a softmax
+returned, so that no two differ by more than 1; they grew and then stand still to a part in a
+hundred (`RIGID`; a clamp); or they grew, turned back and stand still (cosines without a
+temperature). So does one over `MANY` entries while the loss doesn't fall, unless it is about to
+leave: of the gradient, 1/n is little there whatever the logits. And so does what is at `HARDLY`
+while the loss doesn't fall, if most softmaxes are, on the same condition.
 
 Silent about rows of two elements, and where next to nothing (`REACHED`) of the gradient gets to
 the softmax's module in the first place: it is starved, and would not learn if it weren't uniform.
@@ -45,6 +46,7 @@ UNLEARNED = 0.988  # where the loss has not fallen
 EXACTLY = 0.9999  # logits that differ by 0.02; at weights of std 0.02 only the first 200 steps
 NO_LOGITS = 1e-5  # logits that differ by less than 0.01; at weights of std 0.02, 3e-5 and more
 SETTLED = 0.1  # of 1 − entropy at the start: training made it uniform
+HARDLY = 0.993  # after `STUCK` steps without a fall; under it are healthy runs that learn late
 STILL = 1.5  # largest over smallest; what learns, or is about to, doubles
 LEAD = 0.2  # share of the run, from its start; healthy runs have 0.02
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
@@ -72,7 +74,7 @@ RECORDED = 10
 class Uniform:
     """One softmax that stays uniform: its spell; 1 − entropy in it (0 for one that was born
     without logits), at the end of the run, just before, and at its start; whether that has stopped
-    to change, and whether it met a limit before."""
+    to change; whether it met a limit before, or turned back."""
 
     spell: Spell
     middle: float
@@ -81,6 +83,7 @@ class Uniform:
     start: float
     still: bool
     capped: bool = False
+    turned: bool = False
     crowd: bool = False
 
     @property
@@ -95,7 +98,7 @@ class Uniform:
     @property
     def sure(self) -> bool:
         exact = self.end <= 1 - EXACTLY or self.crowd
-        return (exact and self.stays) or self.settled or self.capped
+        return (exact and self.stays) or self.settled or self.capped or self.turned
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
@@ -114,10 +117,11 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             continue
         known = np.isfinite(values)
         deficit = 1 - values[known]
-        capped = _is_rigid(deficit) or (not learned and _has_turned(deficit))
+        capped = _is_rigid(deficit) or _is_of_softmax(signals, site)
+        turned = _has_turned(deficit)
         crowd = not learned and n >= MANY
         with np.errstate(invalid="ignore"):
-            flat = values >= _least(learned, capped, crowd)
+            flat = values >= _least(learned, capped or turned, crowd)
             if site in uniform_gain:
                 alike = uniform_gain.column(site)
                 flat &= ~(_hidden_by_logits(alike, n))
@@ -129,7 +133,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             middle = float(np.median(1 - values[spell.inside]))
             if born is not None and born.at_once and born.share >= LEAD:
                 middle = 0.0
-            uniform[site] = Uniform(spell, middle, *_ends(deficit), capped, crowd)
+            uniform[site] = Uniform(spell, middle, *_ends(deficit), capped, turned, crowd)
             continue
         if born is not None and born.at_once and born.share >= LEAD:
             uniform[site] = Uniform(born, 0.0, 0.0, 0.0, 0.0, False)  # it left, late
@@ -150,6 +154,15 @@ def _is_reached(signals: Signals, site: str) -> bool:
     with np.errstate(invalid="ignore", divide="ignore"):
         share = sizes.column(module) / np.nanmax(sizes.values, axis=1, initial=0.0)
     return not quiet_median(share) < REACHED
+
+
+def _is_of_softmax(signals: Signals, site: str) -> bool:
+    """Whether its logits are what another softmax returned: the operation before it, one deeper."""
+    this = signals.site("softmax", site)
+    return this.depth >= 0 and any(
+        (other.order, other.depth, other.shape) == (this.order - 1, this.depth + 1, this.shape)
+        for other in signals.run.sites_of("softmax")
+    )
 
 
 def _least(learned: bool, capped: bool, crowd: bool) -> float:
@@ -202,8 +215,14 @@ def _severity(signals: Signals, uniform: Iterable[Uniform], softmaxes: int, step
     if len(none) >= MOST * max(1, len(found)):
         return "warning"
     short = STUCK if stuck else SHORT
-    many = len(found) >= HALF * softmaxes
-    sure = [u for u in found if u.sure or (stuck and many and u.still)]
+    half, most = (len(found) >= share * softmaxes for share in (HALF, MOST))
+    sure = [
+        u
+        for u in found
+        if u.sure
+        or (stuck and half and u.still)
+        or (stuck and most and u.stays and u.end <= 1 - HARDLY)
+    ]
     if steps >= LONG or (steps >= short and len(sure) >= MOST * len(found)):
         return "warning"
     return "info"
