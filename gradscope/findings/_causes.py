@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gradscope.findings._finding import SEVERITIES, Finding
-from gradscope.findings._ladders import role_of
+from gradscope.findings._ladders import CHAIN, role_of
 from gradscope.findings._origins import UNDEFINED, of_itself
 from gradscope.findings._parameters import WHOLE, module_of
 from gradscope.findings.peaked_softmax import NOTHING
@@ -30,7 +30,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     ),
     "update-too-large": ("no-update", "exploding-gradient", "unscaled-input", "peaked-softmax"),
     "peaked-softmax": ("update-too-large", "unscaled-input"),
-    "diffuse-softmax": ("update-too-large", "no-update"),
+    "diffuse-softmax": ("update-too-large", "no-update", "vanishing-gradient"),
     "saturated-activation": ("update-too-large", "unscaled-input", "exploding-gradient"),
     "detached": (
         "underflow",
@@ -129,6 +129,7 @@ RESOLUTION = 1e-6  # of a fork's gradient: what gets less can't move, whatever m
 _LOCAL = {
     ("vanishing-gradient", "softmax-borne"),
     ("vanishing-gradient", "peaked-softmax"),
+    ("diffuse-softmax", "vanishing-gradient"),
     ("vanishing-gradient", "diffuse-softmax"),
     ("starved-pathway", "peaked-softmax"),
     ("starved-pathway", "diffuse-softmax"),
@@ -209,6 +210,12 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
         return False
     if symptom.rule == "detached" and not symptom.evidence["exactly_zero"]:
         return False
+    # Of signals that fade layer by layer nothing is left to tell entries apart by; where nothing
+    # repeats, the one way may well lead through the softmax.
+    if pair == ("diffuse-softmax", "vanishing-gradient") and _is_chain(cause):
+        return False
+    if pair == ("vanishing-gradient", "diffuse-softmax") and not _is_chain(symptom):
+        return False
     if pair == ("update-too-large", "no-update"):  # large beside a loss that can't fall
         return cause.evidence["state"] == "put back"
     if pair == ("exploding-gradient", "starved-pathway"):  # a chain that begins at a starved branch
@@ -268,6 +275,10 @@ def _nears_the_undefined(explosion: Finding, loss: Finding) -> bool:
     """Whether a burst is the steep derivative of log or sqrt on the way to where it has none."""
     burst = explosion.evidence["along"] == "time" and explosion.evidence.get("bursts") == 1
     return burst and loss.evidence.get("operation") in UNDEFINED
+
+
+def _is_chain(decay: Finding) -> bool:
+    return decay.evidence.get("role") == CHAIN
 
 
 def _parent(module: str) -> str:

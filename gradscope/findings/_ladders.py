@@ -17,6 +17,7 @@ from itertools import combinations, pairwise
 
 from gradscope.run import TIME_STEP, Site
 
+CHAIN = "(chain)"  # the role of all modules behind one another
 MIN_RUNGS = 3  # two sites show a difference, not a trend
 
 
@@ -62,7 +63,7 @@ def chain(sites: list[Site]) -> list[Ladder]:
     for links in ([s for s in sites if s.parameters], sites):
         behind = _descending(links)
         if len(behind) >= MIN_RUNGS:
-            return [Ladder("", "(chain)", tuple(s.name for s in behind))]
+            return [Ladder("", CHAIN, tuple(s.name for s in behind))]
     return []
 
 

@@ -18,10 +18,10 @@ while the loss falls (a layer may well average).
 
 A softmax whose logits have met a limit counts like one at `EXACTLY`: they are what a softmax
 returned, so that no two differ by more than 1; they grew and then stand still to a part in a
-hundred (`RIGID`; a clamp); or they grew, turned back and stand still (cosines without a
-temperature). So does one over `MANY` entries while the loss doesn't fall, unless it is about to
-leave: of the gradient, 1/n is little there whatever the logits. And so does what is at `HARDLY`
-while the loss doesn't fall, if most softmaxes are, on the same condition.
+hundred (`RIGID`; a clamp); or they grew, turned back and stand still while the loss falls `PARTLY`
+at most (cosines without a temperature). So does one over `MANY` entries while the loss doesn't
+fall, unless it is about to leave: of the gradient, 1/n is little there whatever the logits. And so
+does what is at `HARDLY` while the loss doesn't fall, if most softmaxes are, on the same condition.
 
 Silent about rows of two elements, and where next to nothing (`REACHED`) of the gradient gets to
 the softmax's module in the first place: it is starved, and would not learn if it weren't uniform.
@@ -51,6 +51,7 @@ STILL = 1.5  # largest over smallest; what learns, or is about to, doubles
 LEAD = 0.2  # share of the run, from its start; healthy runs have 0.02
 LEAVING = 2.0  # growth of 1 − entropy over the last tenth of the run; breaking out gives 10
 CAPPED = 0.98  # logits between −1 and 1 over 40 entries, some of which matter
+PARTLY = 0.5  # fall of the loss by which what turns back has found what it needs
 TRIED, TURNED = 2.0, 0.9  # growth of 1 − entropy, and what is left of it in the end
 RIGID = (
     0.01  # deviation of 1 − entropy over the second half, of its mean; attention that works: 0.1
@@ -118,7 +119,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         known = np.isfinite(values)
         deficit = 1 - values[known]
         capped = _is_rigid(deficit) or _is_of_softmax(signals, site)
-        turned = _has_turned(deficit)
+        turned = not (went and went.fall >= PARTLY) and _has_turned(deficit)
         crowd = not learned and n >= MANY
         with np.errstate(invalid="ignore"):
             flat = values >= _least(learned, capped or turned, crowd)

@@ -284,3 +284,16 @@ def test_what_lies_before_a_fork_of_which_nothing_is_left_stands_still(agreement
     still = finding("no-update", site=f"{parameter}.weight", state="stuck", share_of_parameters=0.3)
     ranked = rank([fork, still], {"stem": 0, "trunk": 5, "head": 9})
     assert {f.rule: f.cause for f in ranked}["no-update"] == cause
+
+
+@pytest.mark.parametrize(
+    ("role", "causes"),
+    [
+        ("layers.*.out", {"vanishing-gradient": "", "diffuse-softmax": "vanishing-gradient"}),
+        ("(chain)", {"vanishing-gradient": "diffuse-softmax", "diffuse-softmax": ""}),
+    ],
+)
+def test_signals_that_fade_layer_by_layer_leave_nothing_to_select(role, causes):
+    fading = finding("vanishing-gradient", site="layers.0.out", role=role)
+    found = rank([fading, finding("diffuse-softmax", site="layers.0.attn")])
+    assert {f.rule: f.cause for f in found} == causes

@@ -107,11 +107,29 @@ def test_uniform_for_most_of_the_run_and_left_late(deficit, found):
 
 
 def test_uniform_and_still_while_the_loss_does_not_fall():
-    still, moving = [0.998] * 40, list(1 - np.geomspace(1e-3, 4e-3, 40))
+    still, moving = [0.99] * 40, list(1 - np.geomspace(1e-3, 9e-3, 40))
     stuck = made.loss(2.0, 1.9)
     assert find(all_of(still) + stuck, every=8)[0].severity == "warning"
     assert find(all_of(moving) + stuck, every=8)[0].severity == "info"
-    assert find(all_of(still) + made.loss(2.0, 0.5), every=8)[0].severity == "info"
+    assert find(all_of(still) + made.loss(2.0, 0.5), every=8) == []
+    hardly = list(1 - np.geomspace(1e-3, 5e-3, 40))
+    assert find(all_of(hardly) + stuck, every=8)[0].severity == "warning"
+    assert find(all_of(hardly) + made.loss(2.0, 0.5), every=8)[0].severity == "info"
+    few = all_of(hardly, SITES[:2]) + all_of([0.5] * 40, SITES[2:])
+    assert find(few + stuck, every=8)[0].severity == "info"
+
+
+def test_logits_that_are_what_a_softmax_returned():
+    names = ["scores", "twice"]
+    rows = all_of([0.3] * 40, names[:1]) + all_of([0.99] * 40, names[1:]) + made.loss(2.0, 0.9)
+    for depth, found in ((6, ["warning"]), (9, [])):
+        sites = [
+            Site("scores", "softmax", "softmax", 10, depth, (4, 16), 64),
+            Site("twice", "softmax", "softmax", 11, 5, (4, 16), 64),
+        ]
+        run = made.run([(step * 8, *rest) for step, *rest in rows], sites)
+        findings = apply(rule.RULE, Signals(run))
+        assert [(f.site, f.severity) for f in findings] == [("twice", s) for s in found]
 
 
 @pytest.mark.parametrize(("size", "found"), [(1e-7, 0), (1e-3, 1)])
@@ -132,6 +150,7 @@ def capped(end):
 def test_logits_that_met_a_limit():
     met = all_of(1 - capped(0.01))
     assert find(met + made.loss(2.0, 1.8, 50), every=6)[0].severity == "warning"
+    assert find(met + made.loss(2.0, 1.3, 50), every=6)[0].severity == "warning"
     assert find(met + made.loss(2.0, 0.5, 50), every=6) == []
     assert find(all_of(1 - capped(0.016)) + made.loss(2.0, 1.8, 50), every=6) == []
 
