@@ -37,9 +37,6 @@ from analyses.faults.symptoms import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # ---------------------------------------------------------------- too sharp
 
 

@@ -23,8 +23,6 @@ from analyses.faults.independent.kit_eighth_attention import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def sentences(step: int) -> Batch:
     """Brackets of three kinds, well nested, with letters in between."""

@@ -22,8 +22,6 @@ from analyses.faults.independent.kit_eighth_depth import (
 from analyses.faults.symptoms import branch_starved, decays, edges_cancel, grows
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The usual classifier's loss."""

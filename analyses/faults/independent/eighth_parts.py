@@ -26,9 +26,6 @@ from analyses.faults.symptoms import (
 )
 from analyses.faults.training import Training, ordinary
 
-SPLITS = ("test",)
-
-
 # --- cut off by accident ---------------------------------------------------------------------
 
 

@@ -15,8 +15,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent.kit_eighth_parts import batches, digits, grammar, waves
 from analyses.faults.training import Training, ordinary
 
-SPLITS = ("test",)
-
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)

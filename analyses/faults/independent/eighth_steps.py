@@ -17,9 +17,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import learns_less, not_finite, overshoots, unmoved
 from analyses.faults.training import Batch, Training, ordinary
 
-SPLITS = ("test",)
-
-
 # Data in the wrong units
 
 

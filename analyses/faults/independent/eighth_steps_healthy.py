@@ -14,9 +14,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent.kit_eighth_units import digits, drawn
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # Loops
 
 

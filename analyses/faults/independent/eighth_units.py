@@ -14,9 +14,6 @@ from analyses.faults.independent.kit_eighth_units import digits, drawn
 from analyses.faults.symptoms import dead_units, saturated
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # Dead units
 
 
