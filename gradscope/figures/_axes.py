@@ -58,9 +58,13 @@ def plain_ticks(axes: Axes) -> None:
     def text(y: float, _position: object) -> str:
         largest = max(abs(v) for v in axes.get_ylim())
         power = math.floor(math.log10(largest)) if largest else 0
+        ticks = axes.get_yticks()
+        step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else largest
+        # What tells neighbours apart: 0.9955 and 0.997 have three digits in common.
+        digits = max(3, power - math.floor(math.log10(step)) + 2) if step else 3
         if y == 0 or -3 < power < 5:
-            return number(float(y))
-        return f"{number(float(y / 10.0**power))}×10{superscript(power)}"
+            return number(float(y), digits)
+        return f"{number(float(y / 10.0**power), digits)}×10{superscript(power)}"
 
     axes.yaxis.set_major_formatter(FuncFormatter(text))
 

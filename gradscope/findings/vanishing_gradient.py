@@ -140,7 +140,7 @@ def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
             decay.kind,
             "grad_rms",
             ladder.sites,
-            thresholds={f"10^-{limit:g} of the last layer": 10**-limit},
+            thresholds={f"{limit:g} decades below the last layer": 10**-limit},
             relative_to=ladder.sites[-1],
         ),
     )
