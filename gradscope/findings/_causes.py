@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from gradscope.findings._finding import SEVERITIES, Finding
 from gradscope.findings._ladders import CHAIN, role_of
 from gradscope.findings._origins import UNDEFINED, of_itself
@@ -40,10 +42,12 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "peaked-softmax",
         "diffuse-softmax",
         "vanishing-gradient",
+        "cancelling-fork",
     ),
     "cancelling-fork": ("unscaled-input", "saturated-activation"),
     "dead-units": ("underflow", "update-too-large", "unscaled-input"),
     "vanishing-gradient": (
+        "starved-pathway",
         "not-in-optimizer",
         "underflow",
         "dead-units",
@@ -61,6 +65,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
         "update-too-large",
         "peaked-softmax",
         "diffuse-softmax",
+        "exploding-gradient",
     ),
     "no-update": (
         "underflow",
@@ -78,6 +83,7 @@ _EXPLAINED_BY: dict[str, tuple[str, ...]] = {
 # Symptoms that always follow from the cause, and need no remedy of their own.
 _FOLLOWS = {
     "vanishing-gradient": {
+        "starved-pathway",
         "not-in-optimizer",
         "underflow",
         "dead-units",
@@ -101,6 +107,7 @@ _FOLLOWS = {
         "peaked-softmax",
         "diffuse-softmax",
         "vanishing-gradient",
+        "cancelling-fork",
     },
     "starved-pathway": {
         "underflow",
@@ -109,6 +116,7 @@ _FOLLOWS = {
         "update-too-large",
         "peaked-softmax",
         "diffuse-softmax",
+        "exploding-gradient",
     },
     "no-update": {
         "underflow",
@@ -194,12 +202,22 @@ def _causes(findings: list[Finding], order: Mapping[str, int]) -> dict[int, int]
     for i, symptom in enumerate(findings):
         for rule in _EXPLAINED_BY.get(symptom.rule, ()):
             fitting = [
-                j for j, c in enumerate(findings) if c.rule == rule and _fits(symptom, c, order)
+                j
+                for j, c in enumerate(findings)
+                if c.rule == rule and i not in _story(j, causes) and _fits(symptom, c, order)
             ]
             if fitting:
                 causes[i] = min(fitting, key=lambda j: findings[j].first_step)
                 break
     return causes
+
+
+def _story(i: int, causes: Mapping[int, int]) -> list[int]:
+    """A finding, its cause, the cause of that, and so on."""
+    story = [i]
+    while story[-1] in causes:
+        story.append(causes[story[-1]])
+    return story
 
 
 def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
@@ -214,15 +232,23 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
     # repeats, the one way may well lead through the softmax.
     if pair == ("diffuse-softmax", "vanishing-gradient") and _is_chain(cause):
         return False
-    if pair == ("vanishing-gradient", "diffuse-softmax") and not _is_chain(symptom):
-        return False
+    if pair == ("vanishing-gradient", "diffuse-softmax"):
+        decades, gain = symptom.evidence.get("decades"), cause.evidence.get("gain")
+        if not _is_chain(symptom) or (gain and decades and -2 * np.log10(gain) < decades):
+            return False  # by more than the softmax takes
     if pair == ("update-too-large", "no-update"):  # large beside a loss that can't fall
         return cause.evidence["state"] == "put back"
-    if pair == ("exploding-gradient", "starved-pathway"):  # a chain that begins at a starved branch
-        last = symptom.evidence.get("largest_rise_from") or ""
-        into = cause.evidence["edge"].split(":")[0]
-        same = _parent(into) and _parent(into) == _parent(last)
-        return bool(last) and bool(same or f"{into}.".startswith(f"{last}."))
+    if pair == ("exploding-gradient", "starved-pathway"):
+        return _begins_starved(symptom, cause)
+    if pair == ("starved-pathway", "exploding-gradient"):  # beside what grows along depth or time
+        if cause.evidence["along"] != "depth" or _begins_starved(cause, symptom):
+            return False
+        here = symptom.site.startswith("(output)")
+        return here or bool(_structures(symptom) & _structures(cause))
+    if pair == ("vanishing-gradient", "starved-pathway"):  # measured inside the branch
+        return cause.evidence["edge"].split(":")[0] == symptom.site
+    if pair == ("detached", "cancelling-fork"):
+        return cause.evidence["agreement"] <= UNDONE
     if pair == ("exploding-gradient", "peaked-softmax"):  # rows that open for a moment
         return symptom.evidence["along"] == "time" and symptom.evidence["diverged"] is False
     if pair == ("no-update", "detached"):
@@ -275,6 +301,14 @@ def _nears_the_undefined(explosion: Finding, loss: Finding) -> bool:
     """Whether a burst is the steep derivative of log or sqrt on the way to where it has none."""
     burst = explosion.evidence["along"] == "time" and explosion.evidence.get("bursts") == 1
     return burst and loss.evidence.get("operation") in UNDEFINED
+
+
+def _begins_starved(explosion: Finding, starved: Finding) -> bool:
+    """Whether growth along depth is that of a chain that begins in a starved branch."""
+    last = explosion.evidence.get("largest_rise_from") or ""
+    into = starved.evidence["edge"].split(":")[0]
+    same = _parent(into) and _parent(into) == _parent(last)
+    return bool(last) and bool(same or f"{into}.".startswith(f"{last}."))
 
 
 def _is_chain(decay: Finding) -> bool:

@@ -11,7 +11,7 @@ small ones, so both are taken and the smaller magnitude counts, or 0 where their
 single odd end, such as the logits of a Sequential, must not pass for a trend: beside the ends,
 the least-squares line through all rungs is read, and again the smaller magnitude counts.
 
-A structure's roles that get next to nothing of the gradient where it enters (queries and keys
+A structure's roles that get next to nothing of its gradient (queries and keys
 behind uniform attention) are not the way it takes, and have no say in its course.
 """
 
@@ -29,7 +29,7 @@ from gradscope.findings._signals import Matrix, Signals, quiet_median
 from gradscope.run import Site
 
 TINIEST = 1.4e-45  # smallest float32 above 0: what a gradient of exactly 0 is counted as
-MINOR = 1e-2  # of the largest role's RMS at the rung nearest the loss; values have 0.3 of outputs'
+MINOR = 1e-2  # of the largest role's RMS at the middle rung; values have 0.3 of outputs'
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ def _measured(signals: Signals, kind: str, found: list[Ladder]) -> list[Decay]:
 
 
 def _main(roles: list[Ladder], rms: Matrix) -> list[Ladder]:
-    """The roles that the gradient goes through, as it enters the structure."""
-    enters = quiet_median(rms.columns([(r.sites[-1], "") for r in roles]), axis=0)
-    kept = enters >= MINOR * np.nanmax(enters, initial=0.0)
+    """The roles that the gradient goes through, by their middle rung."""
+    rungs = [quiet_median(rms.columns([(site, "") for site in r.sites]), axis=0) for r in roles]
+    sizes = np.array([quiet_median(sizes) for sizes in rungs])
+    kept = sizes >= MINOR * np.nanmax(sizes, initial=0.0)
     return [role for role, keep in zip(roles, kept, strict=True) if keep] or roles
 
 

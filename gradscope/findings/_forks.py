@@ -1,10 +1,11 @@
 """What the two rules about forks share: which forks and edges they judge, as matrices.
 
 Left out are forks of a parameter: its uses share one weight, their gradients cancel at every
-optimum, and an early time step of a recurrence may well contribute nothing. Left out, too, are
-forks with an edge into a reduction beside others: in x / ‖x‖, x − mean(x), exp(x) / Σ exp(x) that
-edge exists to take back what the other one sends along the direction that is normalised away.
-So is x / (1 + |x|), a softsign: one function, whose denominator matters where it is flat.
+optimum, and an early time step of a recurrence may well contribute nothing. Told apart are those
+that normalise, with an edge into a reduction beside others of the same module: in x / ‖x‖,
+x − mean(x), exp(x) / Σ exp(x) that edge exists to take back what the other one sends along the
+direction that is normalised away.
+x / (1 + |x|), a softsign, is left out: one function, whose denominator matters where it is flat.
 Where all edges reduce, as in pooling by mean and by maximum, none takes back another's.
 """
 
@@ -32,12 +33,14 @@ class Fork:
         edges: E names, "<consumer module path>:<op>".
         norms: float64 (S, E), ‖g_e‖.
         total: float64 (S,), ‖Σ g_e‖.
+        normalises: a reduction takes back what goes along the direction it removes.
     """
 
     site: str
     edges: tuple[str, ...]
     norms: np.ndarray
     total: np.ndarray
+    normalises: bool = False
 
     @property
     def scale(self) -> np.ndarray:
@@ -58,13 +61,21 @@ def forks(signals: Signals) -> tuple[np.ndarray, list[Fork]]:
         edges = tuple(norms.keys[j][1] for j in at)
         if len(edges) < 2 or ("parameter", site) in signals.run.sites:
             continue
-        if 0 < sum(map(_is_reduction, edges)) < len(edges):
-            continue
         if {_operation(edge) for edge in edges} == {"abs", "div"}:
             continue
         total = totals.column(site) if site in totals else np.full(len(norms.steps), np.nan)
-        found.append(Fork(site, edges, norms.values[:, at], total))
+        found.append(Fork(site, edges, norms.values[:, at], total, _normalises(edges)))
     return norms.steps, found
+
+
+def _normalises(edges: tuple[str, ...]) -> bool:
+    """Whether one of them is reduced beside another that the same module reads as it is."""
+    reduced = {_reader(edge) for edge in edges if _is_reduction(edge)}
+    return any(_reader(edge) in reduced for edge in edges if not _is_reduction(edge))
+
+
+def _reader(edge: str) -> str:
+    return edge.rpartition(":")[0]
 
 
 def _is_reduction(edge: str) -> bool:

@@ -27,6 +27,7 @@ from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 
 AGREEMENT = 0.1  # a hundredth of the terms' energy is left; healthy forks are above 0.3
+GONE = 1e-4  # where a reduction takes something back, but not all
 HELD = 0.8  # share of the recorded steps
 BEYOND = 1.001  # rounding
 
@@ -41,7 +42,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             continue
         agreement = fork.total / fork.scale
         known = np.isfinite(agreement)
-        spell = longest_spell(steps, np.where(known, agreement, 1.0) < AGREEMENT, known)
+        least = GONE if fork.normalises else AGREEMENT
+        spell = longest_spell(steps, np.where(known, agreement, 1.0) < least, known)
         if spell is not None and spell.share >= HELD and spell.from_start and spell.ongoing:
             cancelling[fork.site] = (fork, spell)
     return [

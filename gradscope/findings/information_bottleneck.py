@@ -58,15 +58,20 @@ class Narrow:
     entries: int
 
     @property
+    def chooses_of_few(self) -> bool:
+        """Between few entries, though between more than one."""
+        return 1 < self.entries <= PAIR
+
+    @property
     def ratio(self) -> float:
-        if 0 < self.entries <= PAIR:
+        if self.chooses_of_few:
             return self.width / self.source_width
         return self.width / min(self.source_width, self.sink_width, self.attended)
 
     @property
     def of_what(self) -> str:
         """What the ratio is to, in a sentence."""
-        if 0 < self.entries <= PAIR:
+        if self.chooses_of_few:
             return "the first of them holds"
         attends = self.attended < min(self.source_width, self.sink_width)
         return "is attended over" if attends else "the smaller of the two holds"

@@ -2,12 +2,15 @@
 
 Definition. States, over the whole run:
 - *stuck*: a gradient is there, of a size with the other parameters', but the optimizer's update
-  is under `RESOLUTION` of the weight at nearly all steps at which it was measured (steps with a
-  logged learning rate of 0 left out, unless there are no others);
+  is under `RESOLUTION` of the weight at nearly all steps at which it was measured (those before the
+  first with a logged learning rate above 0 left out, unless there are no others); or, while the
+  loss doesn't fall, so small for all parameters that those of the whole run together come to less
+  than `NOWHERE` of the weight;
 - *stopped*: the same from some step on, for `MOST` of the run and at its end, though there still is
   a gradient, and the loss has not fallen;
 - *put back*: the optimizer moves it, and yet its norm before every one of `REPEATED` measured
-  updates or more is the very same number;
+  updates or more is the very same number (to `CREEPS` of what such updates add to it, where the
+  loss has not fallen);
 - *zero*: its gradient is exactly 0 at every recorded step;
 - *cleared*: gradients reach the modules, and no parameter has one when the optimizer steps;
 - *never stepped*: `PASSES` backward passes, and no optimizer has made a step.
@@ -52,6 +55,9 @@ RESOLUTION = 2.0**-24  # update ratios of healthy runs are 1e-5 and above
 EVER = 10 * RESOLUTION  # a parameter that once moved more than this is not stuck
 HELD = 0.9  # share of the measurements
 MOST = 0.5  # share of the run
+NOWHERE = 2e-3  # of the weight, over a run of `RUN` steps; healthy ones go that far in a few
+RUN = 100  # optimizer steps
+CREEPS = 1e-3  # an average of weights hardly moves; weight decay leaves a tenth or more
 REPEATED = 5  # norms of weights that move never repeat to the last bit so often, …
 VISIBLE = 1e-4  # … if updates are no smaller: one at right angles adds half of its square
 PASSES = 50  # before a first step; who accumulates as many has no step to lose
@@ -124,6 +130,8 @@ def _states(signals: Signals, every: list[str]) -> dict[str, str]:
     ratios = _ratios(signals)
     went = progress(signals)
     learned = went is None or went.learned
+    if went is not None and went.stuck and _goes_nowhere(signals, ratios):
+        return {name: "stuck" for name in every if len(ratios.get(name, _NONE))}
     relative: dict[str, float] = {}
     if sizes.keys:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -135,7 +143,7 @@ def _states(signals: Signals, every: list[str]) -> dict[str, str]:
             continue
         if always_zero(signals, name):
             states[name] = "zero"
-        elif _is_put_back(signals, name, ratios.get(name, _NONE)):
+        elif _is_put_back(signals, name, ratios.get(name, _NONE), learned):
             states[name] = "put back"
         elif _is_stuck(ratios.get(name, _NONE)) and not relative.get(name, np.inf) < MATTERS:
             states[name] = "stuck"
@@ -153,7 +161,7 @@ def _ratios(signals: Signals) -> dict[str, np.ndarray]:
     if named:
         rate = rates.on(ratios.steps).columns([(s, "") for s in named])
         moving = ~(rate == 0).all(axis=1)
-        keep = moving if moving.any() else keep
+        keep = np.cumsum(moving) > 0 if moving.any() else keep
     values = ratios.values[keep]
     return {s: v[np.isfinite(v)] for s, v in zip(ratios.sites, values.T, strict=True)}
 
@@ -164,12 +172,27 @@ def _is_stuck(ratios: np.ndarray) -> bool:
     return bool((ratios < RESOLUTION).mean() >= HELD and ratios.max() < EVER)
 
 
-def _is_put_back(signals: Signals, name: str, ratios: np.ndarray) -> bool:
+def _goes_nowhere(signals: Signals, ratios: dict[str, np.ndarray]) -> bool:
+    """Whether no parameter can have come far, had all its steps led in one direction."""
+    steps = int(signals.steps[-1] - signals.steps[0])
+    moved = [float(r.max()) * steps for r in ratios.values() if len(r)]
+    return steps >= RUN and bool(moved) and max(moved) < NOWHERE
+
+
+def _is_put_back(signals: Signals, name: str, ratios: np.ndarray, learned: bool) -> bool:
     norms = signals.matrix("parameter", "weight_norm")
     if name not in norms or not len(ratios) or np.median(ratios) < VISIBLE:
         return False
-    before = norms.column(name)[np.isfinite(norms.column(name))]
-    return bool(len(before) >= REPEATED and before[0] > 0 and (before == before[0]).all())
+    known = np.isfinite(norms.column(name))
+    before = norms.column(name)[known]
+    if len(before) < REPEATED or not before[0] > 0:
+        return False
+    if (before == before[0]).all():
+        return True
+    # Steps at right angles to each other add half of their square to the norm.
+    steps = np.ptp(norms.steps[known])
+    added = before[0] * np.median(ratios) ** 2 / 2 * steps
+    return bool(not learned and np.ptp(before) <= CREEPS * added)
 
 
 def _has_stopped(ratios: np.ndarray, gradient: np.ndarray) -> bool:

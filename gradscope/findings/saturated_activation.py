@@ -12,7 +12,7 @@ Severity. Critical where it is `ALL` elements, else a warning. Info where it bec
 first tenth of the run, while the loss fell, and of fewer than three measurements.
 
 Silent about ReLU-like functions (see dead-units), and about an activation that makes the model's
-answer, unless it was saturated before it can have learned anything, or the loss got nowhere: a
+answer, unless it was saturated before it can have learned anything, or the loss hardly fell: a
 classifier that is certain has a saturated sigmoid at its end.
 """
 
@@ -90,7 +90,7 @@ def _is_meant(signals: Signals, site: str, spell: Spell) -> bool:
     depth = signals.site("activation", site).depth
     behind = [s.depth for s in signals.run.sites_of("module") if s.parameters and s.depth >= 0]
     went = progress(signals)
-    certain = went is None or not went.stuck  # of something
+    certain = went is None or went.learned  # of something
     return not spell.at_once and certain and not any(d < depth for d in behind)
 
 

@@ -61,7 +61,8 @@ class Starved:
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
-    steps, judged = forks(signals)
+    steps, every = forks(signals)
+    judged = [fork for fork in every if not fork.normalises]
     if not judged:
         return Skipped("no fork of an activation but for normalisation")
     groups: dict[tuple[str, str], list[Starved]] = {}

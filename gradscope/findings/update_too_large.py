@@ -4,7 +4,9 @@ Definition. update_ratio ‖Δw‖/‖w‖, at each recorded step the median ove
 matrices (vectors and weights that start at 0 left out: theirs is large by nature). It is too large
 where it reaches `REWRITES` at any step; and, of three measured steps or more, where it is at least
 `LARGE` for `HELD` of them (each weight at its last value, as they take turns), or the loss ends
-higher than it began (`RISEN`) where it started at `FAST` or more or was usually `BRISK` or more.
+higher than it began (`RISEN`) where it started at `FAST` or more or was usually `BRISK` or more; or
+where one weight alone comes to `REPLACES` and the loss stands `RISEN` times higher than before for
+`HELD` of the run.
 
 Source: the rule of thumb of 10⁻³ for update to weight (Hinton, "A practical guide to training
 restricted Boltzmann machines", 2010). SageMaker Debugger's limit of 10 comes after the fact.
@@ -67,6 +69,9 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         at, threshold = known[course[known] >= FAST], FAST
     elif enough and _risen(went) and quiet_median(course[known]) >= BRISK:
         at, threshold = known[course[known] >= BRISK], BRISK
+    elif len(thrown := _thrown(signals, ratios)):
+        at, threshold = thrown, REPLACES
+        course = np.where(np.isin(np.arange(len(course)), thrown), _largest(ratios.values), course)
     else:
         return []
     severity: Severity = "warning"
@@ -98,7 +103,10 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 "loss_end": None if went is None else went.end,
             },
             message=(
-                f"One optimizer step changes the weights by {course[peak]:.2g} of their norm "
+                f"One optimizer step changes {worst} by {course[peak]:.2g} of its norm (at step "
+                f"{ratios.steps[peak]}){end}."
+                if threshold == REPLACES
+                else f"One optimizer step changes the weights by {course[peak]:.2g} of their norm "
                 f"(median over {len(ratios.keys)} weights, at step {ratios.steps[peak]}; most at "
                 f"{worst}){end}."
             ),
@@ -115,6 +123,27 @@ def find(signals: Signals) -> list[Finding] | Skipped:
             ),
         )
     ]
+
+
+def _thrown(signals: Signals, ratios: Matrix) -> np.ndarray:
+    """Steps at which one weight was replaced, and behind which the loss stood high for long."""
+    if signals.loss is None:
+        return np.array([], dtype=int)
+    losses, values = signals.loss.steps, signals.loss.values[:, 0]
+    found = []
+    for at in np.flatnonzero(_largest(ratios.values) >= REPLACES):
+        step = ratios.steps[at]
+        before = level(signals, 0, int(step))
+        with np.errstate(invalid="ignore"):
+            high = (losses > step) & (values >= RISEN * before) & (before > 0)
+        if high.sum() >= HELD * len(losses):
+            found.append(at)
+    return np.array(found, dtype=int)
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """(S,): of all weights, 0 where none was measured."""
+    return np.where(np.isfinite(values), values, 0.0).max(axis=1, initial=0.0)
 
 
 def _risen(went: Progress | None) -> bool:

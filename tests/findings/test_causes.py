@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import pytest
 
 from gradscope.findings import Finding, View
@@ -110,7 +112,7 @@ def test_a_burst_on_the_way_to_where_a_derivative_has_no_end(operation, cause):
 @pytest.mark.parametrize(("rises_from", "alarms"), [("side.1", 1), ("side.1.norm", 2), ("x.1", 2)])
 def test_growth_along_a_chain_that_begins_in_a_starved_head(rises_from, alarms):
     growth = finding("exploding-gradient", along="depth", largest_rise_from=rises_from)
-    starved = finding("starved-pathway", edge="side.0:silu", share=1e-5)
+    starved = finding("starved-pathway", site="trunk", edge="side.0:silu", share=1e-5)
     assert sum(severity == "warning" for _, severity, _ in story(growth, starved)) == alarms
 
 
@@ -297,3 +299,38 @@ def test_signals_that_fade_layer_by_layer_leave_nothing_to_select(role, causes):
     fading = finding("vanishing-gradient", site="layers.0.out", role=role)
     found = rank([fading, finding("diffuse-softmax", site="layers.0.attn")])
     assert {f.rule: f.cause for f in found} == causes
+
+
+@pytest.mark.parametrize(
+    ("along", "site", "cause"),
+    [
+        ("depth", "layers.3", "exploding-gradient"),
+        ("depth", "(output):add", "exploding-gradient"),
+        ("depth", "other", ""),
+        ("time", "layers.3", ""),
+    ],
+)
+def test_what_leaves_a_chain_that_grows_has_next_to_nothing_beside_it(along, site, cause):
+    growth = finding("exploding-gradient", site="layers.0", along=along)
+    starved = finding("starved-pathway", site=site, edge="head:linear", share=1e-5)
+    assert {f.rule: f.cause for f in rank([starved, growth])}["starved-pathway"] == cause
+
+
+def test_causes_never_go_in_circles():
+    rules = "starved-pathway", "diffuse-softmax", "vanishing-gradient", "exploding-gradient"
+    some = [
+        finding(r, site="layers.0", edge="layers.0:mm", share=1e-9, along="depth", gain=1e-9)
+        for r in rules
+    ]
+    for order in permutations(some):
+        causes = [f.cause for f in rank(list(order))]
+        assert "" in causes
+
+
+@pytest.mark.parametrize(
+    ("gain", "decades", "cause"), [(1e-3, 4.0, "diffuse-softmax"), (0.02, 8.6, "")]
+)
+def test_a_softmax_explains_no_more_than_it_takes(gain, decades, cause):
+    fading = finding("vanishing-gradient", role="(chain)", decades=decades)
+    uniform = finding("diffuse-softmax", gain=gain)
+    assert {f.rule: f.cause for f in rank([fading, uniform])}["vanishing-gradient"] == cause
