@@ -15,7 +15,9 @@ recovered: info for under `RARE` of the recorded steps (a gradient scaler finds 
 overflowing, and skips the update), warning for more. Of one recorded step alone: warning, unless
 the loss is not finite either.
 
-Silent about single logged losses that are NaN while gradients stay finite.
+Warning, too, where the loss was lost at single steps and gradients stay finite (a mean over
+nothing: its gradient is 0, and the step is wasted); silent about that where the operation was not
+seen either, for what was logged may not be what was trained on.
 """
 
 from __future__ import annotations
@@ -45,10 +47,11 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     for matrix in bad.values():
         at_step |= matrix.on(steps).present.any(axis=1)
     bad_steps = steps[at_step]
-    candidates = [*bad_steps[:1].tolist(), *([] if loss_lost is None else [loss_lost])]
+    origin = first_operation(signals)
+    lost = _lost_losses(signals) if loss_lost is not None or origin["operation"] else []
+    candidates = [*bad_steps[:1].tolist(), *lost[:1]]
     if not candidates:
         return []
-    origin = first_operation(signals)
     first = min([*candidates, origin["step"]])
     ongoing = loss_lost is not None or bool(at_step[-1])
     in_forward = _loss_is_lost(signals, first) or origin["phase"] in ("forward", "data")
@@ -57,12 +60,13 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     return [
         Finding(
             rule="non-finite",
-            severity=_severity(ongoing, in_forward, len(steps), len(bad_steps)),
+            severity=_severity(ongoing, in_forward, len(steps), len(bad_steps), bool(lost)),
             site=site,
             first_step=first,
-            last_step=max(first, int(bad_steps[-1]) if len(bad_steps) else first),
+            last_step=max([first, *bad_steps[-1:].tolist(), *lost[-1:]]),
             evidence={
                 "bad_steps": len(bad_steps),
+                "bad_losses": len(lost),
                 "recorded_steps": len(steps),
                 "bad_modules": int(bad["module"].present.any(axis=0).sum()),
                 "bad_parameters": int(bad["parameter"].present.any(axis=0).sum()),
@@ -74,7 +78,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 "where": origin["where"],
             },
             message=on_ranks(
-                _message(site, first, in_forward, ongoing, len(bad_steps), origin),
+                _message(site, first, in_forward, ongoing, (len(bad_steps), len(lost)), origin),
                 ranks,
                 signals.run,
             ),
@@ -127,6 +131,13 @@ def _loss_lost_at(signals: Signals) -> int | None:
     return int(signals.loss.steps[after]) if after < len(signals.loss.steps) else None
 
 
+def _lost_losses(signals: Signals) -> list[int]:
+    """Steps whose logged loss is not finite."""
+    if signals.loss is None:
+        return []
+    return [int(s) for s in signals.loss.steps[~np.isfinite(signals.loss.values[:, 0])]]
+
+
 def _loss_is_lost(signals: Signals, step: int) -> bool:
     if signals.loss is None:
         return False
@@ -134,16 +145,24 @@ def _loss_is_lost(signals: Signals, step: int) -> bool:
     return bool(at.any() and not np.isfinite(signals.loss.values[at, 0]).all())
 
 
-def _severity(ongoing: bool, in_forward: bool, recorded: int, bad: int) -> Severity:
+def _severity(ongoing: bool, in_forward: bool, recorded: int, bad: int, lost: bool) -> Severity:
     if ongoing and (recorded > 1 or in_forward):
         return "critical"
+    if lost and not bad:
+        return "warning"
     return "info" if not ongoing and bad < RARE * recorded else "warning"
 
 
 def _message(
-    site: str, first: int, in_forward: bool, ongoing: bool, bad: int, origin: dict[str, Any]
+    site: str,
+    first: int,
+    in_forward: bool,
+    ongoing: bool,
+    bad: tuple[int, int],
+    origin: dict[str, Any],
 ) -> str:
-    end = "has not recovered" if ongoing else f"recovered ({bad} recorded steps were bad)"
+    what = f"{bad[0]} recorded steps" if bad[0] else f"{bad[1]} logged losses"
+    end = "has not recovered" if ongoing else f"recovered ({what} were bad)"
     if origin["operation"] and origin["phase"] not in ("data", "parameter"):
         return (
             f"At step {first} the {origin['phase']} pass of {_place(origin)} made the first NaN or "

@@ -204,3 +204,43 @@ def test_passes_that_belong_to_no_training_are_not_counted():
             model(torch.ones(1, 2))
     assert scope.run().meta["unfinished"] == 0
     assert gradscope.analyze(scope.run()) == []
+
+
+def every_tenth(rows):
+    return [(step * 10, *rest) for step, *rest in rows]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "end", "found"), [(2e-6, 2.0, 1), (2e-6, 1.0, 0), (2e-5, 2.0, 0), (2e-3, 2.0, 0)]
+)
+def test_all_of_its_steps_lead_nowhere(ratio, end, found):
+    rows = made.parameters(NAMES, ratio=ratio) + made.loss(2.0, end)
+    findings = find(every_tenth(rows))
+    assert [f.evidence["state"] for f in findings] == ["stuck"] * found
+    assert all("All 4 parameters have" in f.message for f in findings)
+
+
+def test_one_weight_that_gets_somewhere_is_enough():
+    ratios = dict.fromkeys(NAMES, 2e-6) | {NAMES[0]: 1e-3}
+    assert find(every_tenth(made.parameters(NAMES, ratio=ratios) + made.loss(2.0, 2.0))) == []
+
+
+@pytest.mark.parametrize(
+    ("creep", "end", "found"), [(1e-8, 2.0, 1), (1e-8, 0.5, 0), (1e-4, 2.0, 0)]
+)
+def test_weights_that_are_put_back_to_their_average(creep, end, found):
+    rows = [
+        (step, *rest, 1 + creep * step if rest[-1] == "weight_norm" else value)
+        for step, *rest, value in made.parameters(NAMES, ratio=0.02)
+    ]
+    findings = find(every_tenth(rows + made.loss(2.0, end)))
+    assert [f.evidence["state"] for f in findings] == ["put back"] * found
+
+
+def test_a_learning_rate_of_zero_counts_once_it_has_been_above():
+    moving = [5e-3] * 4 + [0.0] * 36
+    rows = [r for n in NAMES for r in made.series("parameter", n, "update_ratio", moving)]
+    rows += [r for n in NAMES for r in made.series("parameter", n, "grad_norm", [0.1] * 40)]
+    rates = made.series("scalar", "lr", "value", [0.1] * 4 + [0.0] * 36)
+    (finding,) = find(rows + rates + made.loss(2.0, 1.9))
+    assert (finding.evidence["state"], finding.severity) == ("stopped", "warning")

@@ -122,3 +122,15 @@ def test_one_process_is_not_named():
     (finding,) = [f for f in analyze(ranks_of(0, ranks=1)) if f.rule == "non-finite"]
     assert finding.evidence["ranks"] is None
     assert "rank" not in finding.message
+
+
+@pytest.mark.parametrize(("operation", "severities"), [("nllloss", ["warning"]), ("", [])])
+def test_losses_that_are_lost_one_by_one(operation, severities):
+    losses = [2.0] * 40
+    losses[7] = losses[30] = np.nan
+    rows = made.ladder(0.1) + made.series("scalar", "loss", "value", losses)
+    origin = {"step": 7, "phase": "forward", "operation": operation, "where": ""}
+    run = made.run(rows, made.ladder_sites(), {"nonfinite": [origin]} if operation else None)
+    findings = apply(rule.RULE, Signals(run))
+    assert [f.severity for f in findings] == severities
+    assert all((f.first_step, f.last_step) == (7, 30) for f in findings)

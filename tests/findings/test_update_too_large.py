@@ -122,3 +122,21 @@ def test_steps_that_were_usual_again_before_an_overflow():
     late = np.concatenate([np.full(60, 3e-3), np.full(20, 0.15)])
     assert find(np.concatenate([np.full(10, 0.05), USUAL[:70]]), lost) == []
     assert find(late, lost)[0].severity == "critical"
+
+
+@pytest.mark.parametrize(("high", "found"), [(30, 1), (5, 0)])
+def test_one_weight_that_is_thrown(high, found):
+    ratios = {NAMES[0]: np.concatenate([[9.0], USUAL[1:]])}
+    rows = [
+        row
+        for name in NAMES
+        for row in [
+            *made.series("parameter", name, "update_ratio", ratios.get(name, USUAL)),
+            *made.series("parameter", name, "weight_norm", np.ones(80)),
+        ]
+    ]
+    losses = [2.0, *[40.0] * high, *np.geomspace(2.0, 0.5, 79 - high)]
+    rows += made.series("scalar", "loss", "value", losses)
+    findings = apply(rule.RULE, Signals(made.run(rows, made.parameter_sites(NAMES))))
+    assert [(f.severity, f.site) for f in findings] == [("warning", NAMES[0])] * found
+    assert all("changes net.0.weight by 9 of its norm" in f.message for f in findings)
