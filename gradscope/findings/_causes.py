@@ -234,7 +234,7 @@ def _fits(symptom: Finding, cause: Finding, order: Mapping[str, int]) -> bool:
         return False
     if pair == ("vanishing-gradient", "diffuse-softmax"):
         decades, gain = symptom.evidence.get("decades"), cause.evidence.get("gain")
-        if not _is_chain(symptom) or (gain and decades and -2 * np.log10(gain) < decades):
+        if not _is_chain(symptom) or (gain and decades and -3 * np.log10(gain) < decades):
             return False  # by more than the softmax takes
     if pair == ("update-too-large", "no-update"):  # large beside a loss that can't fall
         return cause.evidence["state"] == "put back"

@@ -173,9 +173,9 @@ def _is_stuck(ratios: np.ndarray) -> bool:
 
 
 def _goes_nowhere(signals: Signals, ratios: dict[str, np.ndarray]) -> bool:
-    """Whether no parameter can have come far, had all its steps led in one direction."""
+    """Whether no parameter can have come far, had all its usual steps led in one direction."""
     steps = int(signals.steps[-1] - signals.steps[0])
-    moved = [float(r.max()) * steps for r in ratios.values() if len(r)]
+    moved = [float(np.median(r)) * steps for r in ratios.values() if len(r)]
     return steps >= RUN and bool(moved) and max(moved) < NOWHERE
 
 
