@@ -36,7 +36,7 @@ def test_every_fault_has_three_variants(cases):
 
 def test_only_independent_cases_are_the_score(cases):
     for c in cases:
-        assert (c.split == "test") == c.group.startswith("ind9-"), c.name
+        assert (c.split == "test") == c.group.startswith("ind10-"), c.name
     assert len([c for c in cases if c.split == "test" and c.fault]) >= 40
 
 

@@ -26,9 +26,6 @@ from analyses.faults.independent.kit_ninth_a import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # ---- a dictionary that is looked up by cosine ----------------------------------------------------
 
 

@@ -25,8 +25,6 @@ from analyses.faults.independent.kit_ninth_a import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def _labels(model: nn.Module, image: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(model(image), label)

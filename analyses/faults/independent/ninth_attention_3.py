@@ -25,8 +25,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import left_out, no_gradient_before
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def suffers(evidence: Callable[..., Evidence], margin: float = 0.05) -> Callable[..., Evidence]:
     """What is measured, and a loss that ends above the twin's."""

@@ -22,8 +22,6 @@ from analyses.faults.independent.kit_ninth_a import (
 from analyses.faults.symptoms import decays, grows
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def _labels(model: nn.Module, image: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(model(image), label)

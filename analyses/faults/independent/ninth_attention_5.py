@@ -35,8 +35,6 @@ from analyses.faults.independent.kit_ninth_a import (
 )
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def _class(model: nn.Module, x: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(model(x), label)

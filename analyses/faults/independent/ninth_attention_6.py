@@ -24,9 +24,6 @@ from analyses.faults.independent.kit_ninth_a import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
-
 # ---- a library decoder ---------------------------------------------------------------------------
 
 

@@ -21,8 +21,6 @@ from analyses.faults.independent.kit_ninth_c import (
 from analyses.faults.symptoms import dead_units, learns_less, saturated
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def in_units(batches: Batches, scale: Tensor | float, shift: Tensor | float = 0.0) -> Batches:
     """The same batches with inputs in other units."""

@@ -21,8 +21,6 @@ from analyses.faults.independent.kit_ninth_b import (
 from analyses.faults.symptoms import decays, grows
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def sigmoid_stack(act: str = "relu", depth: int = 9) -> Training:
     """The textbook's perceptron on digits, plain SGD with momentum."""

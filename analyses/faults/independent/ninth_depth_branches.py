@@ -15,8 +15,6 @@ from analyses.faults.independent.kit_ninth_b import classify, digits, minibatche
 from analyses.faults.observe import Observed
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def shut(like: str, beside: str, share: float = 3e-4) -> Symptom:
     """Matrices called `like` have that little gradient (norms) beside the largest of `beside`."""

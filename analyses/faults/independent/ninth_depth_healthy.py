@@ -22,8 +22,6 @@ from analyses.faults.independent.kit_ninth_b import (
 )
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def self_normalising() -> Training:
     """Sixteen SELU layers with LeCun's initialisation."""

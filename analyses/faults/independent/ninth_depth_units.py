@@ -20,8 +20,6 @@ from analyses.faults.independent.kit_ninth_b import (
 from analyses.faults.symptoms import dead_units, saturated
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 class SigmoidOut(nn.Module):
     """Convolutional autoencoder that ends in a sigmoid."""

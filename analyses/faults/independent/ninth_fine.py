@@ -15,8 +15,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent.kit_ninth_c import blobs, digits, grammar, marked, table, waves
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def warmed(optimizer: torch.optim.Optimizer, warm: int, steps: int) -> Any:
     """Up from 0 in a line, down to 0 by a cosine."""

@@ -25,8 +25,6 @@ from analyses.faults.observe import Observed, observe
 from analyses.faults.symptoms import not_finite
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def separable(size: int) -> Callable[[int], Batch]:
     """Eight columns and a class that a wide margin divides."""

@@ -21,8 +21,6 @@ from analyses.faults.independent.kit_ninth_d import (
 from analyses.faults.symptoms import learns_less, no_gradient_before
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 class Copier(nn.Module):
     """A GRU reads tokens, another writes them down again."""

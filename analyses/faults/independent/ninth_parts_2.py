@@ -23,8 +23,6 @@ from analyses.faults.independent.kit_ninth_d import (
 from analyses.faults.symptoms import learns_less, left_out
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)

@@ -15,8 +15,6 @@ from analyses.faults.independent.kit_ninth_d import chance, digit_batches, digit
 from analyses.faults.observe import Observed
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)

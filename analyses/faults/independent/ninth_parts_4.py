@@ -15,9 +15,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import decays, learns_less
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
-
 # --- a narrow place between two attention layers ---
 
 

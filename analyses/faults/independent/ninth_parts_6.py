@@ -14,8 +14,6 @@ from analyses.faults.independent.kit_ninth_d import both, chance
 from analyses.faults.symptoms import learns_less, left_out, no_gradient_before
 from analyses.faults.training import Batch, Training
 
-SPLITS = ("test",)
-
 
 class Sentiment(nn.Module):
     """A small BERT and a classifier of two layers."""

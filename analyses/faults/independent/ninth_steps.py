@@ -14,8 +14,6 @@ from analyses.faults.independent.kit_ninth_c import blobs, digits, grammar, mark
 from analyses.faults.symptoms import learns_less, overshoots
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def digit_convnet(lr: float = 2e-3) -> Training:
     """Two convolutions and two linear layers with leaky rectifiers, Adam."""

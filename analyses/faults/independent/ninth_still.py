@@ -16,8 +16,6 @@ from analyses.faults.observe import Observed
 from analyses.faults.symptoms import unmoved
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def stops_early(make: Callable[[], Training], share: float) -> Symptom:
     """From that share of the steps on nothing moves any more, while the twin's loss is lower."""

@@ -19,8 +19,6 @@ from analyses.faults.independent.kit_ninth_b import (
 from analyses.faults.symptoms import decays, grows
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 class Elman(nn.Module):
     """nn.RNN, the last output classified."""

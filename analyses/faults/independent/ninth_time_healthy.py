@@ -12,8 +12,6 @@ from analyses.faults.case import Healthy
 from analyses.faults.independent.kit_ninth_b import classify, digits, minibatches
 from analyses.faults.training import Training
 
-SPLITS = ("test",)
-
 
 def sentences(n: int, length: int, seed: int) -> Tensor:
     """Letters of a made-up grammar: runs that go up or down an alphabet of 20."""
