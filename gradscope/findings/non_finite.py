@@ -13,11 +13,11 @@ Source: definition; the order of search is that of torch.autograd.detect_anomaly
 Severity. Critical if the last recorded step is bad or the logged loss ends non-finite. If the run
 recovered: info for under `RARE` of the recorded steps (a gradient scaler finds its scale by
 overflowing, and skips the update), warning for more. Of one recorded step alone: warning, unless
-the loss is not finite either.
+the loss is not finite either. Warning, too, where the loss was lost at single steps and gradients
+stay finite (a mean over nothing: its gradient is 0, and the step is wasted).
 
-Warning, too, where the loss was lost at single steps and gradients stay finite (a mean over
-nothing: its gradient is 0, and the step is wasted); silent about that where the operation was not
-seen either, for what was logged may not be what was trained on.
+Silent about such losses where no operation was seen to make them: what was logged may not be what
+was trained on.
 """
 
 from __future__ import annotations
