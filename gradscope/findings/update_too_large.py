@@ -21,6 +21,8 @@ Silent about single large steps under `REWRITES`, such as Adam's first, while th
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from gradscope.findings._finding import Finding, Severity, View
@@ -41,88 +43,143 @@ USUAL = 0.03  # as late steps may be
 EARLY = 0.1  # share of the measured steps that counts as the start
 
 
+@dataclass(frozen=True)
+class Updates:
+    """The update ratios of a model's weights over S recorded steps.
+
+    Attributes:
+        ratios: of each weight.
+        typical: float64 (S,), median over the weights, or the largest where one alone is judged.
+        known: the steps at which that is finite, as indices.
+        diverged: the run was lost, and not for a cause that says nothing of the steps before.
+        stuck: the loss got nowhere, on the same condition.
+        went: how the training went, if a loss was logged.
+    """
+
+    ratios: Matrix
+    typical: np.ndarray
+    known: np.ndarray
+    diverged: bool
+    stuck: bool
+    went: Progress | None
+
+    @property
+    def early(self) -> np.ndarray:
+        return self.known[: max(1, round(EARLY * len(self.known)))]
+
+    @property
+    def start(self) -> float:
+        return float(quiet_median(self.typical[self.early]))
+
+    @property
+    def risen(self) -> bool:
+        return self.went is not None and self.went.end >= RISEN * self.went.start > 0
+
+    def at(self, least: float) -> np.ndarray:
+        return self.known[self.typical[self.known] >= least]
+
+
 def find(signals: Signals) -> list[Finding] | Skipped:
     ratios = _weights(signals)
     if not ratios.keys:
         return Skipped("no update ratio of a weight matrix")
-    course = quiet_median(np.where(np.isfinite(ratios.values), ratios.values, np.nan), axis=1)
-    known = np.flatnonzero(np.isfinite(course))
-    if not len(known):
+    updates = _updates(signals, ratios)
+    if not len(updates.known):
         return Skipped("no finite update ratio of a weight matrix")
-    early = known[: max(1, round(EARLY * len(known)))]
+    at, threshold = _too_large(updates)
+    if not len(at) and len(at := _thrown(signals, ratios)):
+        threshold = REPLACES
+        thrown = np.isin(np.arange(len(updates.typical)), at)
+        typical = np.where(thrown, _largest(ratios.values), updates.typical)
+        updates = replace(updates, typical=typical)
+    return [_finding(signals, updates, at, threshold)] if len(at) else []
+
+
+def _updates(signals: Signals, ratios: Matrix) -> Updates:
+    typical = quiet_median(np.where(np.isfinite(ratios.values), ratios.values, np.nan), axis=1)
+    known = np.flatnonzero(np.isfinite(typical))
     went = progress(signals)
     # What breaks at log(0) says nothing of the steps before.
-    own = broke_of_itself(signals)
-    stuck = went is not None and went.stuck and not (went.diverged and own)
-    # A step that rewrites may fall to few weights' turn; one weight alone is none that lasts.
-    rewrites, large = course[known] >= REWRITES, _held(ratios.values)[known] >= LARGE
+    own = went is not None and went.diverged and broke_of_itself(signals)
+    diverged = went is not None and went.diverged and not own
+    stuck = went is not None and went.stuck and not own
+    rewrites = (typical[known] >= REWRITES).any()
+    if diverged and not rewrites and quiet_median(typical[known[-ENOUGH:]]) < USUAL:
+        diverged = stuck = False  # steps had become usual again before it did
+    return Updates(ratios, typical, known, diverged, stuck, went)
+
+
+def _too_large(updates: Updates) -> tuple[np.ndarray, float]:
+    """Steps, as indices, at which updates are too large, and the limit that says so."""
+    known = updates.known
+    if len(at := updates.at(REWRITES)):
+        return at, REWRITES
     # A run that overflows may end before three steps were measured.
-    overflowed = went is not None and went.diverged and not own
-    if overflowed and not rewrites.any() and quiet_median(course[known[-ENOUGH:]]) < USUAL:
-        overflowed = stuck = False  # steps had become usual again before it did
-    enough = len(known) >= ENOUGH or overflowed
-    if rewrites.any():
-        at, threshold = known[rewrites], REWRITES
-    elif large.mean() >= HELD and enough:
-        at, threshold = known[large], LARGE
-    elif enough and (overflowed or _risen(went)) and quiet_median(course[early]) >= FAST:
-        at, threshold = known[course[known] >= FAST], FAST
-    elif enough and _risen(went) and quiet_median(course[known]) >= BRISK:
-        at, threshold = known[course[known] >= BRISK], BRISK
-    elif len(thrown := _thrown(signals, ratios)):
-        at, threshold = thrown, REPLACES
-        course = np.where(np.isin(np.arange(len(course)), thrown), _largest(ratios.values), course)
-    else:
-        return []
-    severity: Severity = "warning"
-    if overflowed or (stuck and threshold == REWRITES):
-        severity = "critical"
-    elif went is not None and went.learned:
-        replaced = known[course[known] >= REPLACES]
-        if not len(replaced) or _outgrown(signals, ratios.steps, replaced, early):
-            severity = "info"
-    peak = int(known[np.argmax(course[known])])
+    if len(known) < ENOUGH and not updates.diverged:
+        return known[:0], REWRITES
+    # A step that rewrites may fall to few weights' turn; one weight alone is none that lasts.
+    large = _held(updates.ratios.values)[known] >= LARGE
+    if large.mean() >= HELD:
+        return known[large], LARGE
+    if (updates.diverged or updates.risen) and updates.start >= FAST:
+        return updates.at(FAST), FAST
+    if updates.risen and quiet_median(updates.typical[known]) >= BRISK:
+        return updates.at(BRISK), BRISK
+    return known[:0], REWRITES
+
+
+def _finding(signals: Signals, updates: Updates, at: np.ndarray, threshold: float) -> Finding:
+    ratios, typical, known, went = updates.ratios, updates.typical, updates.known, updates.went
+    peak = int(known[np.argmax(typical[known])])
     worst = ratios.sites[int(np.nanargmax(ratios.values[peak]))]
+    step, largest = ratios.steps[peak], f"{typical[peak]:.2g}"
+    what = (
+        f"{worst} by {largest} of its norm (at step {step})"
+        if threshold == REPLACES
+        else f"the weights by {largest} of their norm (median over {len(ratios.keys)} weights, at "
+        f"step {step}; most at {worst})"
+    )
     end = "" if went is None else _aftermath(went.start, went.end)
-    return [
-        Finding(
-            rule="update-too-large",
-            severity=severity,
-            site=worst,
-            first_step=int(ratios.steps[at[0]]),
-            last_step=int(ratios.steps[at[-1]]),
-            evidence={
-                "update_ratio_peak": course[peak],
-                "update_ratio_start": quiet_median(course[early]),
-                "update_ratio_median": quiet_median(course),
-                "peak_step": int(ratios.steps[peak]),
-                "share_of_steps": len(at) / len(known),
-                "steps_measured": len(known),
-                "weights": len(ratios.keys),
-                "loss_start": None if went is None else went.start,
-                "loss_end": None if went is None else went.end,
-            },
-            message=(
-                f"One optimizer step changes {worst} by {course[peak]:.2g} of its norm (at step "
-                f"{ratios.steps[peak]}){end}."
-                if threshold == REPLACES
-                else f"One optimizer step changes the weights by {course[peak]:.2g} of their norm "
-                f"(median over {len(ratios.keys)} weights, at step {ratios.steps[peak]}; most at "
-                f"{worst}){end}."
-            ),
-            remedy=(
-                "Lower the learning rate about "
-                f"{_round(course[peak] / 1e-2):g} times, or warm it up from 0; usual is an update "
-                "of 1e-3 to 1e-2 of the weight."
-            ),
-            view=View(
-                "parameter",
-                "update_ratio",
-                tuple(ratios.sites),
-                thresholds={"too large": threshold, "usual": 1e-3},
-            ),
-        )
-    ]
+    return Finding(
+        rule="update-too-large",
+        severity=_severity(signals, updates, threshold),
+        site=worst,
+        first_step=int(ratios.steps[at[0]]),
+        last_step=int(ratios.steps[at[-1]]),
+        evidence={
+            "update_ratio_peak": typical[peak],
+            "update_ratio_start": updates.start,
+            "update_ratio_median": quiet_median(typical),
+            "peak_step": int(step),
+            "share_of_steps": len(at) / len(known),
+            "steps_measured": len(known),
+            "weights": len(ratios.keys),
+            "loss_start": None if went is None else went.start,
+            "loss_end": None if went is None else went.end,
+        },
+        message=f"One optimizer step changes {what}{end}.",
+        remedy=(
+            f"Lower the learning rate about {_round(typical[peak] / 1e-2):g} times, or warm it up "
+            "from 0; usual is an update of 1e-3 to 1e-2 of the weight."
+        ),
+        view=View(
+            "parameter",
+            "update_ratio",
+            tuple(ratios.sites),
+            thresholds={"too large": threshold, "usual": 1e-3},
+        ),
+    )
+
+
+def _severity(signals: Signals, updates: Updates, threshold: float) -> Severity:
+    if updates.diverged or (updates.stuck and threshold == REWRITES):
+        return "critical"
+    if updates.went is not None and updates.went.learned:
+        replaced = updates.at(REPLACES)
+        steps = updates.ratios.steps
+        if not len(replaced) or _outgrown(signals, steps, replaced, updates.early):
+            return "info"
+    return "warning"
 
 
 def _thrown(signals: Signals, ratios: Matrix) -> np.ndarray:
@@ -144,10 +201,6 @@ def _thrown(signals: Signals, ratios: Matrix) -> np.ndarray:
 def _largest(values: np.ndarray) -> np.ndarray:
     """(S,): of all weights, 0 where none was measured."""
     return np.where(np.isfinite(values), values, 0.0).max(axis=1, initial=0.0)
-
-
-def _risen(went: Progress | None) -> bool:
-    return went is not None and went.end >= RISEN * went.start > 0
 
 
 def _held(values: np.ndarray) -> np.ndarray:
