@@ -75,19 +75,19 @@ class State:
 
 STATES = {
     "stuck": State(
-        "a gradient, but the optimizer does not move {it} (median update ratio {ratio:.1e})",
+        "a gradient, but the optimizer does not move {it} (median update ratio {ratio})",
         "Check the learning rate of these parameters' group (0, or scaled down twice?); keep "
         "float32 master weights where the model is in half precision.",
         "update_ratio",
     ),
     "stopped": State(
-        "stopped moving though the loss has not fallen (median update ratio {ratio:.1e})",
+        "stopped moving though the loss has not fallen (median update ratio {ratio})",
         "Look at the learning rate's course: a schedule that decays too soon, or is stepped once a "
         "batch instead of once an epoch.",
         "update_ratio",
     ),
     "put back": State(
-        "an update at every step (median {ratio:.1e} of the weight), and before the next the old "
+        "an update at every step (median {ratio} of the weight), and before the next the old "
         "values again",
         "Look for what writes weights after optimizer.step(): load_state_dict(), copy_() from an "
         "average or a snapshot, a swap of weights for evaluation that is never undone.",
@@ -212,7 +212,8 @@ def _finding(signals: Signals, state: str, names: list[str], every: list[str]) -
     seen_in_updates = STATES[state].metric == "update_ratio"
     seen = _times_seen(signals, state, names[0])
     several = len(names) > 1
-    what = STATES[state].says.format(it="them" if several else "it", ratio=ratio)
+    median = f"{ratio:.1e}" if ratio else "0"
+    what = STATES[state].says.format(it="them" if several else "it", ratio=median)
     whom = f"All {len(names)} parameters" if names == every and several else listed(names)
     return Finding(
         rule="no-update",
@@ -233,9 +234,17 @@ def _finding(signals: Signals, state: str, names: list[str], every: list[str]) -
             "parameter",
             STATES[state].metric,
             tuple(names),
-            thresholds={"float32 resolution": RESOLUTION} if seen_in_updates else {},
+            thresholds=_thresholds(signals, ratio) if seen_in_updates else {},
         ),
     )
+
+
+def _thresholds(signals: Signals, ratio: float) -> dict[str, float]:
+    found = {"float32 resolution": RESOLUTION}
+    steps = int(signals.steps[-1] - signals.steps[0])
+    if RESOLUTION < ratio < NOWHERE / max(steps, 1):
+        found[f"{NOWHERE:g} of the weight in all"] = NOWHERE / steps
+    return found
 
 
 def _never_stepped(passes: int) -> Finding:

@@ -135,7 +135,7 @@ def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
         last_step=spell.last,
         evidence=evidence,
         message=_message(ladder, spell, decades, evidence),
-        remedy=_remedy(signals, ladder, gain, nothing),
+        remedy=_remedy(signals, decay, ladder, gain, nothing),
         view=View(
             decay.kind,
             "grad_rms",
@@ -212,7 +212,9 @@ def _message(ladder: Ladder, spell: Spell, decades: float, evidence: dict) -> st
     return text + "."
 
 
-def _remedy(signals: Signals, ladder: Ladder, gain: float | None, nothing: bool) -> str:
+def _remedy(
+    signals: Signals, decay: Decay, ladder: Ladder, gain: float | None, nothing: bool
+) -> str:
     between = {site.type for site in signals.run.sites_of("module")}
     if nothing:
         return (
@@ -220,12 +222,13 @@ def _remedy(signals: Signals, ladder: Ladder, gain: float | None, nothing: bool)
             "LeakyReLU or GELU), a saturated activation, a detach(), a multiplication by 0, or "
             "round(), sign() or argmax(), whose derivative is 0 (use a straight-through estimate)."
         )
-    if gain is not None or "Softmax" in between:
+    attends = decay.kind == "fork" and len(signals.run.sites_of("softmax")) >= len(ladder.sites) - 1
+    if gain is not None or attends or "Softmax" in between:
         return (
             "Open a path around the softmax: add the query to the content (u + z), or concatenate "
             "each layer's latent state into the next; supervise early layers with their own loss."
         )
-    if ladder.shared:
+    if ladder.shared and decay.kind == "module":
         if between & GATED:
             return (
                 "Give the loss a term at intermediate time steps, start the forget gate's bias "

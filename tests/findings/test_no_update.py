@@ -244,3 +244,9 @@ def test_a_learning_rate_of_zero_counts_once_it_has_been_above():
     rates = made.series("scalar", "lr", "value", [0.1] * 4 + [0.0] * 36)
     (finding,) = find(rows + rates + made.loss(2.0, 1.9))
     assert (finding.evidence["state"], finding.severity) == ("stopped", "warning")
+
+
+def test_the_limit_is_what_would_lead_nowhere():
+    rows = made.parameters(NAMES, ratio=2e-6) + made.loss(2.0, 2.0)
+    (finding,) = find(every_tenth(rows))
+    assert finding.view.thresholds["0.002 of the weight in all"] == pytest.approx(2e-3 / 390)
