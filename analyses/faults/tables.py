@@ -121,6 +121,13 @@ def readme(score: pd.DataFrame, judged: dict[str, list[Judged]], seconds: float)
             lines.append(f"- {k} of {n} {text} ({low:.2f} – {high:.2f})")
         lines.append("")
     lines += [
+        "## Earlier test sets",
+        "",
+        "Each was scored once, with the rules of the commit named, and is tuned on since: the "
+        "rules of today know\nit. They show how far the score of one set is from that of the next.",
+        "",
+        *_earlier(),
+        "",
         "## Other tools' rules on the same recordings",
         "",
         "Absolute limits on one tensor, or the first layer against the last (`baselines.py` says "
@@ -149,6 +156,24 @@ def _markdown(part: pd.DataFrame, by: str) -> list[str]:
         lines.append(
             f"| {r[by]} | {r['hits']} | {r['misses']} | {r['false_alarms']} | "
             f"{share(r, 'precision')} | {share(r, 'recall')} | {r['per_healthy_run']:.3f} |"
+        )
+    return lines
+
+
+def _earlier() -> list[str]:
+    """What the sets that are tuned on now gave when they were scored (`earlier.csv`)."""
+    lines = [
+        "| set | rules at | precision | recall | root cause first | healthy runs with an alarm |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for r in pd.read_csv(Path(__file__).with_name("earlier.csv")).itertuples():
+        shares = []
+        for k, n in ((r.hits, r.hits + r.false_alarms), (r.hits, r.faulty)):
+            low, high = interval(k, n)
+            shares.append(f"{k / n:.2f} ({low:.2f} – {high:.2f})")
+        lines.append(
+            f"| {r.set} | `{r.rules_at}` | {' | '.join(shares)} | {r.root_first} of {r.faulty} | "
+            f"{r.healthy_with_alarm} of {r.healthy} |"
         )
     return lines
 
