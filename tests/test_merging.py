@@ -42,7 +42,7 @@ def told(run, metric, site="w"):
     return dict(zip(table["step"], table["value"], strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tensor=st.lists(st.floats(-1e3, 1e3), max_size=12),
     cuts=st.lists(st.integers(0, 12), min_size=1, max_size=3),

@@ -105,7 +105,7 @@ def test_a_frame_with_a_flipped_bit_is_not_read(tmp_path):
     assert load(path).frame()["value"].tolist() == [0, 1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     cells=st.lists(
         st.tuples(

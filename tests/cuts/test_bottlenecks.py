@@ -267,7 +267,7 @@ def linear_graphs(draw):
 
 
 @given(linear_graphs(), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_width_is_the_rank_of_a_generic_linear_network(graph, seed):
     """Linear maps with random weights pass as many numbers as any code could: the cut's width."""
     sizes, parents = graph

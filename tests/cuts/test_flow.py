@@ -19,7 +19,7 @@ def graphs(draw, most, largest=6, least=1):
 
 
 @given(graphs(8), st.lists(st.integers(1, 3), min_size=8, max_size=8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_set_of_vertices_is_cheaper(graph, penalty):
     parents, capacity, sources, sinks = graph
     penalty = penalty[: len(parents)]
@@ -32,7 +32,7 @@ def test_no_set_of_vertices_is_cheaper(graph, penalty):
 
 
 @given(graphs(8, least=0))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_vertices_without_capacity_cost_nothing(graph):
     parents, capacity, sources, sinks = graph
     found = minimum_vertex_cut(parents, capacity, sources, sinks)
@@ -42,7 +42,7 @@ def test_vertices_without_capacity_cost_nothing(graph):
 
 
 @given(graphs(40, largest=1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_cut_is_as_large_as_the_largest_flow(graph):
     parents, capacity, sources, sinks = graph
     found = minimum_vertex_cut(parents, capacity, sources, sinks)

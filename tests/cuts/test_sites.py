@@ -193,7 +193,7 @@ def layer_of(tensors, site, model):
 
 
 @given(st.lists(st.sets(st.integers(0, 8), max_size=4), min_size=2, max_size=9), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_consecutive_is_the_transitive_reduction(earlier, through_latents):
     """Site j reads the sites `earlier[j]` before it: their contents or their latents."""
     n = len(earlier)

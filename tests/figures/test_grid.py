@@ -37,7 +37,7 @@ rows = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows, st.sampled_from(("grad_norm", "grad_rms")))
 def test_grid_is_the_tidy_table(cells, metric):
     run = Run.from_records(

@@ -176,7 +176,7 @@ CELLS = st.one_of(
 
 
 @pytest.mark.filterwarnings("error")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(CELLS, max_size=60), st.booleans())
 def test_whatever_is_in_a_run_it_can_be_judged(rows, spread):
     sites = [

@@ -253,7 +253,7 @@ class Weighted(nn.Module):
 
 
 # Without the shrinking phase, which would cost minutes: the examples are small as they are.
-@settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=30, derandomize=True, phases=[Phase.generate])
 @given(
     which=st.lists(st.integers(0, len(Weighted.FUNCTIONS) - 1), min_size=2, max_size=5),
     outside=st.booleans(),

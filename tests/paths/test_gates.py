@@ -12,7 +12,7 @@ from tests.reference import path_enumeration as reference
 from tests.reference.path_enumeration import Op
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(programs(), st.data())
 def test_the_parts_are_the_paths_that_visit_a_gate_and_those_that_do_not(program, data):
     inner = range(len(program.ops))

@@ -43,7 +43,7 @@ def assert_orders(found, expected, rtol):
     assert (expected[len(found) :] == 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(programs(), st.data())
 def test_every_order_is_the_sum_over_its_paths(program, data):
     value = data.draw(st.integers(0, len(program.ops)), label="target")
@@ -59,7 +59,7 @@ def test_every_order_is_the_sum_over_its_paths(program, data):
         assert_orders(graded.components[0].double(), expected, rtol)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(programs())
 def test_a_weight_used_several_times_gathers_all_its_uses(program):
     graph = reference.run(program)
@@ -71,7 +71,7 @@ def test_a_weight_used_several_times_gathers_all_its_uses(program):
         assert (expected[len(found) :] == 0).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(programs(), st.sampled_from([0.0, 0.5, 2.0]))
 def test_the_orders_are_the_coefficients_of_the_gated_gradient(program, t):
     graph = reference.run(program)
@@ -82,7 +82,7 @@ def test_the_orders_are_the_coefficients_of_the_gated_gradient(program, t):
     assert torch.allclose(powers @ found, expected, rtol=1e-8, atol=1e-14)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(programs(), st.integers(0, 3))
 def test_the_last_order_kept_holds_all_above(program, limit):
     graph = reference.run(program)
@@ -98,7 +98,7 @@ def test_the_last_order_kept_holds_all_above(program, limit):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(programs())
 def test_mean_crossings_weighs_the_orders(program):
     graph = reference.run(program)

@@ -35,7 +35,7 @@ TASKS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(TASKS, st.integers(0, 2**63 - 1), st.sampled_from(["train", "validation"]))
 def test_answers_are_where_a_walk_ends(task, seed, split):
     scenes = task.scenes(20, seed, split)
@@ -47,7 +47,7 @@ def test_answers_are_where_a_walk_ends(task, seed, split):
         assert answer == (end if task.answer == "cell" else colours[end])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(TASKS, st.integers(0, 1000))
 def test_inputs_tell_the_whole_scene_and_nothing_else(task, seed):
     scenes = task.scenes(10, seed)
