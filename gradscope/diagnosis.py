@@ -24,7 +24,9 @@ def diagnose(model: nn.Module, closure: Callable[[], Any]) -> list[Finding]:
     (updates, bursts, persistence) can't be judged, and a finding that a single step can only
     suggest is "info".
 
-    The model, its gradients, buffers and the random states are left as they were.
+    The model's gradients, buffers and the random states are left as they were, hooks that step an
+    optimizer as soon as a gradient is there do not run, and recordings that are under way hear of
+    nothing.
 
     Args:
         model: any module.
@@ -34,31 +36,33 @@ def diagnose(model: nn.Module, closure: Callable[[], Any]) -> list[Finding]:
     Raises:
         GradscopeError: if the closure doesn't return a loss that depends on the model.
     """
-    found = analyze(one_step(model, closure))
-    return [f for f in found if f.evidence.get("state") != "stuck"]  # nothing was to move
+    return analyze(one_step(model, closure))
 
 
 def one_step(model: nn.Module, closure: Callable[[], Any]) -> Run:
     """Record one forward and backward pass, and the cuts of the model."""
     if not callable(closure):
         raise GradscopeError(f"closure must be a function without arguments, not {closure!r:.80}")
-    with attach(model, out=None, every=1, name="diagnosis") as scope:
-        with untouched(model), torch.enable_grad():
-            loss = closure()
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
+    with (
+        untouched(model),
+        torch.enable_grad(),
+        attach(model, out=None, every=1, name="diagnosis") as scope,
+    ):
+        loss = closure()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise GradscopeError(
+                "closure() must return the loss, one number as a tensor; it returned "
+                f"{type(loss).__name__}"
+            )
+        if all(p.grad is None for p in model.parameters()):
+            if not loss.requires_grad:
                 raise GradscopeError(
-                    "closure() must return the loss, one number as a tensor; it returned "
-                    f"{type(loss).__name__}"
+                    "the loss that closure() returned does not depend on the model: it requires "
+                    "no gradient"
                 )
-            if all(p.grad is None for p in model.parameters()):
-                if not loss.requires_grad:
-                    raise GradscopeError(
-                        "the loss that closure() returned does not depend on the model: it "
-                        "requires no gradient"
-                    )
-                loss.backward()
-            scope.log(loss=loss)
-            scope.step()
+            loss.backward()
+        scope.log(loss=loss)
+        scope.step()
         try:
             scope.bottlenecks(closure)
         except GradscopeError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 from gradscope.findings import SEVERITIES, Finding, analyze
 from gradscope.run import Run
@@ -25,7 +27,8 @@ class Watch:
 
     def __init__(self, read: Callable[[], Run], on_finding: OnFinding) -> None:
         self._read, self._on_finding = read, on_finding
-        self._told: dict[tuple[str, str], int] = {}
+        # Severities told of by key, worst first: one site can have two findings of a rule.
+        self._told: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         self._next = 0.0
         self._recorded = 0
 
@@ -35,19 +38,31 @@ class Watch:
         return self._recorded >= EARLIEST and time.perf_counter() >= self._next
 
     def look(self) -> list[Finding]:
-        """What is new; `tell` is to follow."""
+        """What is found by now; `tell` is to follow."""
         began = time.perf_counter()
         found = analyze(self._read())
         now = time.perf_counter()
         self._next = now + (now - began) / BUDGET
-        return [f for f in found if SEVERITIES.index(f.severity) > self._told.get(_key(f), -1)]
+        return found
 
-    def tell(self, findings: list[Finding]) -> None:
-        """Call the user's function with each."""
-        for finding in findings:
-            self._told[_key(finding)] = SEVERITIES.index(finding.severity)
+    def tell(self, found: list[Finding]) -> None:
+        """Call the user's function with each that is news, worst first."""
+        places: Counter[tuple[Any, ...]] = Counter()
+        for finding in found:
+            key = _key(finding)
+            place, severity = places[key], SEVERITIES.index(finding.severity)
+            places[key] += 1
+            # Told before the call: the function may close the scope, which looks and tells, too.
+            told = self._told[key]
+            if place == len(told):
+                told.append(severity)
+            elif severity > told[place]:
+                told[place] = severity
+            else:
+                continue
             self._on_finding(finding)
 
 
-def _key(finding: Finding) -> tuple[str, str]:
-    return (finding.rule, finding.site)
+def _key(finding: Finding) -> tuple[Any, ...]:
+    apart = (finding.evidence.get(name) for name in ("state", "edge", "pathway"))
+    return (finding.rule, finding.site, *apart)

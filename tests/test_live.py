@@ -8,6 +8,7 @@ from torch import nn
 
 import gradscope
 from gradscope import live
+from gradscope.findings import Finding, View
 
 
 def sigmoid_net(depth=10):
@@ -209,3 +210,133 @@ def test_diagnosis_names_the_first_operation_that_is_not_finite():
 def test_closures_that_can_not_be_used(closure, words):
     with pytest.raises(gradscope.GradscopeError, match=words):
         gradscope.diagnose(healthy_net(), closure)
+
+
+def finding(severity, **evidence):
+    view = View("module", "grad_norm", ())
+    return Finding("dominant-pathway", severity, "source", 0, 1, evidence, "message", "do", view)
+
+
+def told_of(looks):
+    """What is told where each look finds the given findings."""
+    told = []
+    watch = live.Watch(gradscope.Run, told.append)
+    for found in looks:
+        watch.tell(found)
+    return told
+
+
+def test_two_findings_of_one_rule_and_site_are_each_told_once():
+    a, b = finding("warning", pathway="A"), finding("info", pathway="B")
+    assert told_of([[a, b]] * 4) == [a, b]
+    assert told_of([[a], [a, b], [a]]) == [a, b]
+    alike = finding("warning"), finding("info")
+    assert told_of([[*alike]] * 3) == [*alike]
+    assert told_of([[alike[1]], [*alike], [alike[0]]]) == [alike[1], *alike]
+
+
+def test_what_has_become_worse_is_told_again_and_what_has_become_better_is_not():
+    mild, worse = finding("info"), finding("critical")
+    assert told_of([[mild], [worse], [mild], [worse]]) == [mild, worse]
+
+
+def test_a_function_that_closes_the_scope_is_told_of_everything_once():
+    told = []
+
+    def tell(finding):
+        told.append((finding.rule, finding.site, finding.severity))
+        scope.close()
+
+    model = sigmoid_net()
+    optimizer = torch.optim.SGD(model[:-1].parameters(), 0.1)
+    scope = gradscope.attach(model, optimizer=optimizer, out=None, every=1, on_finding=tell)
+    steps(model, scope, live.EARLIEST + 3, optimizer)
+    assert len(told) > 1 and len(told) == len(set(told))
+
+
+def test_what_ends_training_does_not_keep_findings_from_being_told():
+    told = []
+    model = sigmoid_net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    given = {"optimizer": optimizer, "out": None, "every": 1}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        gradscope.attach(model, on_finding=told.append, **given) as scope,
+    ):
+        steps(model, scope, 3, optimizer)
+        raise KeyboardInterrupt
+    assert told[0].rule == "vanishing-gradient"
+
+    def stop(finding):
+        raise ArithmeticError("of the function, not of the training")
+
+    with (
+        pytest.raises(MemoryError),
+        gradscope.attach(model, on_finding=stop, **given) as scope,
+    ):
+        steps(model, scope, 3, optimizer)
+        raise MemoryError
+
+
+@pytest.mark.parametrize("when", ["before the step", "before backward", "after backward"])
+def test_diagnosis_in_the_middle_of_a_recording_leaves_it_as_it_is(when):
+    def recorded(look):
+        model = healthy_net()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with gradscope.attach(model, optimizer=optimizer, out=None, every=1) as scope:
+            for step in range(3):
+                look(model, step, "before the step")
+                x = torch.full((4, 8), step + 1.0)
+                loss = (model(x) - x).square().mean()
+                look(model, step, "before backward")
+                loss.backward()
+                look(model, step, "after backward")
+                optimizer.step()
+                optimizer.zero_grad()
+        frame = scope.run().frame()
+        return frame[frame["site"] != "step_seconds"].reset_index(drop=True)
+
+    def look(model, step, at):
+        if step == 1 and at == when:
+            gradscope.diagnose(model, lambda: model(torch.ones(4, 8)).square().mean())
+
+    assert recorded(look).equals(recorded(lambda *at: None))
+
+
+def test_diagnosis_steps_no_optimizer_that_waits_for_gradients():
+    def step(parameter):
+        parameter.data -= parameter.grad
+
+    model = healthy_net()
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def closure():
+        return model(torch.ones(4, 8)).square().mean()
+
+    gradscope.diagnose(model, closure)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    closure().backward()  # the hooks are there again
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_diagnosis_removes_buffers_that_its_pass_registered():
+    class Lazy(nn.Linear):
+        def forward(self, x):
+            self.register_buffer("seen", x.detach())
+            return super().forward(x)
+
+    model = Lazy(8, 8)
+    gradscope.diagnose(model, lambda: model(torch.ones(4, 8)).square().mean())
+    assert list(model.state_dict()) == ["weight", "bias"]
+
+
+def test_lazy_modules_are_refused_in_one_line():
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d())
+    for use in (
+        gradscope.attach,
+        lambda m: gradscope.diagnose(m, lambda: m(torch.ones(4, 8)).sum()),
+    ):
+        with pytest.raises(gradscope.GradscopeError, match="run one forward pass first"):
+            use(model)

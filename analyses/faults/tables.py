@@ -166,14 +166,14 @@ def _earlier() -> list[str]:
         "| set | rules at | precision | recall | root cause first | healthy runs with an alarm |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for r in pd.read_csv(Path(__file__).with_name("earlier.csv")).itertuples():
+    for _, r in pd.read_csv(Path(__file__).with_name("earlier.csv")).iterrows():
         shares = []
-        for k, n in ((r.hits, r.hits + r.false_alarms), (r.hits, r.faulty)):
+        for k, n in ((r["hits"], r["hits"] + r["false_alarms"]), (r["hits"], r["faulty"])):
             low, high = interval(k, n)
             shares.append(f"{k / n:.2f} ({low:.2f} – {high:.2f})")
         lines.append(
-            f"| {r.set} | `{r.rules_at}` | {' | '.join(shares)} | {r.root_first} of {r.faulty} | "
-            f"{r.healthy_with_alarm} of {r.healthy} |"
+            f"| {r['set']} | `{r['rules_at']}` | {' | '.join(shares)} | "
+            f"{r['root_first']} of {r['faulty']} | {r['healthy_with_alarm']} of {r['healthy']} |"
         )
     return lines
 

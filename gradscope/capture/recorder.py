@@ -29,6 +29,7 @@ from gradscope.capture.trouble import Trouble
 from gradscope.capture.writer import Writer
 from gradscope.cuts import Cut
 from gradscope.errors import GradscopeError
+from gradscope.graph.aside import UNDER_WAY
 from gradscope.graph.calls import Call, CallRecorder
 from gradscope.graph.naming import Names
 from gradscope.graph.walk import Graph, following, walk
@@ -53,7 +54,7 @@ class Recorder:
         softmax_rows: SoftmaxRows,
         first_step: int = 0,
     ) -> None:
-        self.step = first_step
+        self.step = self._first = first_step
         self.closed = False
         self.recorded: Callable[[], None] = lambda: None  # called when a recorded step is over
         self._every, self._softmax_rows = every, softmax_rows
@@ -127,6 +128,8 @@ class Recorder:
                 "tensors between the modules that are DTensors",
                 "tensor parallelism: each process has a part only",
             )
+        self._resumes_armed = False
+        UNDER_WAY.add(self)
         self._begin_step()
 
     @property
@@ -139,6 +142,7 @@ class Recorder:
             handle.remove()
         self._handles = []
         self.optimizers = optimizers
+        self._by_hand = not optimizers  # steps are counted by hand
         for optimizer in optimizers:
             self._handles += [
                 optimizer.register_step_pre_hook(self.before_step),
@@ -192,9 +196,25 @@ class Recorder:
             except Exception as error:  # a full disk, say: no reason for training to end
                 self.trouble.caught("to the file", error)
 
+    def pause(self) -> None:
+        """Hear of no forward or backward pass until `resume`."""
+        UNDER_WAY.discard(self)
+        self._resumes_armed = self.calls.armed
+        self.calls.disarm()
+        BACKWARD.ignore(self)
+
+    def resume(self) -> None:
+        if self.closed:
+            return
+        UNDER_WAY.add(self)
+        BACKWARD.listen(self)
+        if self._resumes_armed:
+            self.calls.arm()
+
     def close(self) -> None:
         """Let go of the model, the optimizers and torch."""
         self.closed, self._recording = True, False
+        UNDER_WAY.discard(self)
         self.calls.disarm()
         self._pathways.close()
         self._release_graph()
@@ -231,6 +251,18 @@ class Recorder:
             self.calls.arm()
         elif self.calls.armed:
             self.calls.disarm()
+        if self._recording and self._by_hand and self.step > self._first:
+            self._copy_weights()
+
+    def _copy_weights(self) -> None:
+        """Nobody says when weights are about to move: compare them from one call to the next."""
+        if self.trouble.off("parameters"):
+            return
+        try:
+            with torch.no_grad():
+                self._parameters.before_update(self._recorded, gradients_follow=True)
+        except Exception as error:
+            self.trouble.caught("parameters", error)
 
     def _forward_done(self, calls: list[Call]) -> None:
         """An outermost forward pass has ended: walk its graph and hang the taps."""
@@ -337,9 +369,12 @@ class Recorder:
                     # Set where a fused optimizer divides by the scale itself.
                     scale = getattr(optimizer, "grad_scale", None)
                     self._parameters.gradients(scale, self._moved_by(optimizer))
-                self._parameters.before_update(
-                    self._recorded, self._moved_by(optimizer), gradients_follow=self._with_closure
-                )
+                if not self._by_hand:
+                    self._parameters.before_update(
+                        self._recorded,
+                        self._moved_by(optimizer),
+                        gradients_follow=self._with_closure,
+                    )
         except Exception as error:
             self.trouble.caught("parameters", error)
 

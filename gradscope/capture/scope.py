@@ -25,7 +25,7 @@ from gradscope.capture.writer import Writer
 from gradscope.cuts import Cut, bottlenecks
 from gradscope.errors import GradscopeError, path_given
 from gradscope.findings import Finding, analyze
-from gradscope.graph.wrappers import has_flat_parameters, unwrapped
+from gradscope.graph.wrappers import check_initialised, has_flat_parameters, unwrapped
 from gradscope.live import OnFinding, Watch
 from gradscope.probing import Probe, probe
 from gradscope.run import Column, Run, Site
@@ -59,7 +59,7 @@ def attach(
             `fully_shard`, names are those of the module inside.
         optimizer: steps are counted at its `step()`. Several are given in the order in which
             they step: each parameter is read when its own optimizer steps, and a step ends with
-            the last. Without one, call `scope.step()` where the optimizer would step.
+            the last. Without one, call `scope.step()` once a step.
         out: file to write; a gradscope run already there is replaced. None records into
             memory only (`scope.run()`). Of several processes (torch.distributed, torchrun), the
             first writes it and rank r writes its part beside it (run.rank1.pt); `load` puts
@@ -73,8 +73,8 @@ def attach(
             "sample" of about 32,768 elements, or "all" rows. `Site.note` says which it was.
         first_step: number of the next optimizer step, where an earlier training is resumed.
         on_finding: called with every `Finding` that is new or has become worse, while training
-            goes on and once more at its end; looking takes up to 1 % of the time. What it raises
-            comes out of the optimizer's `step()`.
+            goes on and once more at its end, whatever ends it; looking takes up to 1 % of the time.
+            What it raises comes out of the optimizer's `step()`, and it is not called again.
         name: of the run, in reports; by default the file's name.
         args: the run's configuration, kept in `run.meta["args"]`.
 
@@ -121,6 +121,7 @@ class Scope:
             raise GradscopeError(
                 f"attach() takes a torch.nn.Module, not {type(model).__name__}: {model!r:.80}"
             )
+        check_initialised(model)
         _check_held(model, optimizers)
         if on_finding is not None and not callable(on_finding):
             raise GradscopeError(f"on_finding= takes a function, not {on_finding!r:.80}")
@@ -199,8 +200,10 @@ class Scope:
         except Exception as error:
             self._watch = None
             self.recorder.trouble.caught("findings", error)
-        else:
-            self._watch.tell(found)
+            return
+        watch, self._watch = self._watch, None
+        watch.tell(found)
+        self._watch = watch  # unless the function has raised: it is done with this run
 
     def _logged(self) -> None:
         """Write, if it is time."""
@@ -265,16 +268,10 @@ class Scope:
         Raises:
             GradscopeError: if the closure doesn't run the model.
         """
-        model, calls = self.recorder.model, self.recorder.calls
+        model = self.recorder.model
         if model is None or self.recorder.closed:
             raise GradscopeError("bottlenecks() takes a scope that is open")
-        was_armed = calls.armed
-        calls.disarm()
-        try:
-            cuts = bottlenecks(model, closure)
-        finally:
-            if was_armed:
-                calls.arm()
+        cuts = bottlenecks(model, closure)
         self.recorder.write_cuts(cuts)
         return cuts
 
@@ -304,7 +301,12 @@ class Scope:
             self.recorder.request(request)
 
     def step(self) -> None:
-        """Count a step by hand: for training loops without a torch optimizer."""
+        """Count a step by hand: for training loops without a torch optimizer.
+
+        Call it after the backward pass, while the gradients are there, before the weights are
+        changed or after it: an update is what became of them from one call to the next. The first
+        call has none.
+        """
         if self.recorder.closed:
             return
         if self.recorder.optimizers:
@@ -357,8 +359,11 @@ class Scope:
         except Exception as error:  # what was written before can still be read
             self.recorder.trouble.caught("to the file", error)
             return
-        if not ended:
+        try:
             self._look(at_end=True)
+        except Exception:
+            if not ended:  # else what ended the training is what matters
+                raise
 
     def discard(self) -> None:
         """Close, and remove what was written."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from gradscope.cuts.tensors import TensorGraph, shape_at, tensor_graph
 from gradscope.cuts.watch import Watch
@@ -49,10 +48,6 @@ def observe(model: nn.Module, closure: Callable[[], Any], batch_size: int | None
             batch size can be found.
     """
     root = unwrapped(model)
-    if any(map(is_lazy, [*root.parameters(), *root.buffers()])):
-        raise GradscopeError(
-            "the model has lazy modules without parameters yet: run one forward pass first"
-        )
     watch = Watch(root)
     watch.run(closure)
     graph = _graph_of(watch.calls)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.parameter import is_lazy
+
+from gradscope.errors import GradscopeError
 
 _FLAT = "_fsdp_wrapped_module"
 # Class → attribute that holds the wrapped module. By name, since most are never imported.
@@ -23,6 +26,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while held := _held(model):
         model = model.get_submodule(held)
     return model
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raises a GradscopeError for lazy modules that have not seen their input yet."""
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        raise GradscopeError(
+            "the model has lazy modules without parameters yet: run one forward pass first"
+        )
 
 
 def module_paths(model: nn.Module) -> dict[nn.Module, str]:

@@ -649,6 +649,32 @@ def test_steps_counted_by_hand():
         descend(twin)
 
 
+@pytest.mark.parametrize("call", ["before the update", "after it"])
+def test_updates_made_by_hand_are_those_from_call_to_call(call):
+    model = mlp()
+    ratios = []
+    with gradscope.attach(model, out=None, every=2, update_every=1) as scope:
+        for step in range(7):
+            weighted(model(batch(step))).backward()
+            if call == "before the update":
+                scope.step()
+            now = {n: p.detach().clone() for n, p in model.named_parameters()}
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.1 * p.grad
+            after = {n: p.detach().clone() for n, p in model.named_parameters()}
+            ratios.append({n: norm(after[n] - now[n]) / norm(now[n]) for n in now})
+            if call == "after it":
+                scope.step()
+            model.zero_grad()
+    run = scope.run()
+    lag = 1 if call == "before the update" else 0
+    assert values(run, "parameter", "update_ratio", 0) == {}
+    for step in (2, 4, 6):
+        assert values(run, "parameter", "update_ratio", step) == close(ratios[step - lag])
+    assert run.meta["errors"] == []
+
+
 @pytest.mark.supports(loop="attached to a part of the model", shows=["module gradients"])
 def test_a_part_of_a_model():
     """Attached to a part, its output is the last site; the rest is outside."""
