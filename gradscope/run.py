@@ -32,6 +32,7 @@ KINDS = (
 )
 
 
+_BESIDE = ("scalar", "probe", "cut")  # kinds that no gradient is needed for
 TIME_STEP = "time step"  # type of the module sites that are time steps of a fused recurrent layer
 
 
@@ -247,7 +248,7 @@ class Run:
         """int64 (S,): the optimizer steps at which gradients were recorded, ascending."""
         seen = []
         for block in self.blocks:
-            gradients = [self.columns[c].kind != "scalar" for c in block.columns]
+            gradients = [self.columns[c].kind not in _BESIDE for c in block.columns]
             seen.append(block.steps[block.present[:, gradients].any(axis=1)])
         return np.unique(np.concatenate(seen)) if seen else np.array([], dtype=np.int64)
 

@@ -41,7 +41,8 @@ SAYS = {
     "saturated_fraction": "share of saturated elements",
     "dead_fraction": "share of dead units",
     "input_rms": "root mean square of the input",
-    "ratio": "width of the cut / size of its source",
+    "input_peak": "root mean square of the input's largest feature",
+    "width": "width of the cut, in numbers per sample",
     "mean_crossings": "mean number of softmaxes crossed",
     "value": "value as logged",
 }

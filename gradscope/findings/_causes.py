@@ -42,6 +42,7 @@ def rank(findings: list[Finding], order: Mapping[str, int] | None = None) -> lis
             findings[i],
             severity=SEVERITIES[severity[i]],
             cause=findings[causes[i]].rule if i in causes else "",
+            cause_site=findings[causes[i]].site if i in causes else "",
         )
         for i in sorted(range(len(findings)), key=place)
     ]

@@ -18,13 +18,15 @@ class Crossings:
 
     Attributes:
         site: module path.
-        orders: int64 (K+1,), ascending; the last may stand for itself and everything above.
+        orders: int64 (K+1,), ascending.
+        open_ended: whether the last order stands for itself and everything above.
         norms: float64 (S, K+1), ‖G_k‖.
         projections: float64 (S, K+1), ⟨G_k, g⟩/‖g‖²; a row sums to 1.
     """
 
     site: str
     orders: np.ndarray
+    open_ended: bool
     norms: np.ndarray
     projections: np.ndarray
 
@@ -39,6 +41,12 @@ class Crossings:
     def mean(self) -> np.ndarray:
         """float64 (S,): the mean number of softmaxes crossed, as a share of the gradient."""
         return self.projections @ self.orders.astype(float)
+
+    @property
+    def uncounted(self) -> np.ndarray:
+        """bool (S,): most of the gradient crossed as many softmaxes as are told apart, or more."""
+        size = np.abs(self.projections)
+        return self.open_ended & (size[:, -1] >= 0.5 * size.sum(axis=1))
 
     def below(self, order: int) -> np.ndarray:
         """float64 (S,): Σ |projection| of what crossed fewer softmaxes than `order`.
@@ -61,7 +69,8 @@ def crossings(signals: Signals) -> tuple[np.ndarray, dict[str, Crossings]]:
         own.sort(key=order_of)
         keys = [(site, edge) for edge in own]
         orders = np.array([order_of(edge) for edge in own], dtype=np.int64)
-        found[site] = Crossings(site, orders, norms.columns(keys), shares.columns(keys))
+        open_ended = own[-1].endswith("+")
+        found[site] = Crossings(site, orders, open_ended, norms.columns(keys), shares.columns(keys))
     return norms.steps, found
 
 

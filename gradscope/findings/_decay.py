@@ -29,6 +29,7 @@ from gradscope.findings._signals import Matrix, Signals, quiet_median
 from gradscope.run import Site
 
 TINIEST = 1.4e-45  # smallest float32 above 0: what a gradient of exactly 0 is counted as
+HOPELESS = 6.0  # below 10⁻⁶ the early layers' gradient drowns in float32 noise of the late ones
 MINOR = 1e-2  # of the largest role's RMS at the middle rung; values have 0.3 of outputs'
 
 
@@ -109,6 +110,33 @@ def _main(roles: list[Ladder], rms: Matrix) -> list[Ladder]:
     sizes = np.array([quiet_median(sizes) for sizes in rungs])
     kept = sizes >= MINOR * np.nanmax(sizes, initial=0.0)
     return [role for role, keep in zip(roles, kept, strict=True) if keep] or roles
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a gradient ends on its way to the input: all that follows gets exactly 0.
+
+    Attributes:
+        before: the last rung with a gradient.
+        behind: the first without.
+        decades: what was lost up to there.
+    """
+
+    before: str
+    behind: str
+    decades: float
+
+
+def end_of(signals: Signals, decay: Decay, ladder: Ladder, steps: np.ndarray) -> End | None:
+    """None where some gradient arrives at the first rung, at half of the steps or more."""
+    keys = [(site, "") for site in ladder.sites]
+    course = quiet_median(signals.matrix(decay.kind, "grad_norm").on(steps).columns(keys), axis=0)
+    some = np.flatnonzero(course > 0)
+    if course[0] != 0 or not len(some):
+        return None
+    before = int(some[0])
+    lost = float(np.log10(course[some[-1]] / course[before]))
+    return End(ladder.sites[before], ladder.sites[before - 1], lost)
 
 
 def steepest(

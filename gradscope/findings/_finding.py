@@ -54,6 +54,7 @@ class Finding:
         remedy: what to do about it.
         view: what to look at.
         cause: rule of the finding that explains this one, or "".
+        cause_site: that finding's site, or "".
     """
 
     rule: str
@@ -66,6 +67,7 @@ class Finding:
     remedy: str
     view: View
     cause: str = ""
+    cause_site: str = ""
 
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.findings._signals import is_training_loss
 from gradscope.run import Column, Run
+from gradscope.scalars import is_training_loss
 
 
 def nonfinite_ranks(run: Run, step: int) -> list[int]:

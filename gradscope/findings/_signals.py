@@ -7,7 +7,6 @@ millions of rows, and the rules need none of its text columns.
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from gradscope.run import Run, Site
+from gradscope.scalars import training_loss
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,9 @@ class Signals:
     def loss(self) -> Matrix | None:
         """The training loss as logged, under its most usual names; None without one."""
         scalars = self.matrix("scalar", "value")
-        names = [s for s in scalars.sites if is_training_loss(s)]
-        if not names:
+        name = training_loss(self.run)
+        if name is None or name not in scalars:
             return None
-        exact = [n for n in ("loss", "train_loss", "train/loss") if n in names]
-        name = exact[0] if exact else names[0]
         keep = scalars.present[:, scalars.sites.index(name)]
         at = np.flatnonzero(keep)
         column = scalars.values[at][:, [scalars.sites.index(name)]]
@@ -160,18 +158,14 @@ class Signals:
 
 
 def _without_gradients(run: Run) -> np.ndarray:
-    """Recorded steps of a run in which no gradient reached anything: they took their time."""
-    return run.frame(kind="scalar").query("site == 'step_seconds'")["step"].to_numpy(np.int64)
+    """Recorded steps of a run in which no gradient reached anything: they took their time, or
+    something else was measured."""
+    frame = run.frame()
+    recorded = (frame["kind"] != "scalar") | (frame["site"] == "step_seconds")
+    return np.unique(frame["step"][recorded].to_numpy(np.int64))
 
 
 _NO_STEPS = np.array([], dtype=np.int64)
-
-
-def is_training_loss(name: str) -> bool:
-    """Whether a logged scalar is the training loss, by its name."""
-    parts = re.split(r"[^a-z0-9]+", name.lower())
-    aside = {"val", "valid", "validation", "test", "eval", "scale"}
-    return "loss" in parts and not aside & set(parts)
 
 
 def quiet_median(values: np.ndarray, axis: int | None = None) -> np.ndarray:

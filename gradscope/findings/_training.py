@@ -69,6 +69,11 @@ def progress(signals: Signals) -> Progress | None:
     )
 
 
+def is_worse(after: float, before: float, factor: float) -> bool:
+    """Whether a loss stands `factor` times higher; below 0, by as much of its size."""
+    return after > before + (factor - 1) * abs(before)
+
+
 def level(signals: Signals, first: int, last: int) -> float:
     """Median of the finite losses at steps first … last; NaN without any."""
     if signals.loss is None:

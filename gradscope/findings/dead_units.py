@@ -47,6 +47,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         share = {s: float(quiet_median(matrix.column(s)[found[s].inside])) for s in sites}
         worst = max(sites, key=lambda s: share[s])
         measured = int(found[worst].inside.sum())
+        limit = HALF if any(s in sparse and share[s] < DEAD for s in sites) else DEAD
         findings.append(
             Finding(
                 rule="dead-units",
@@ -70,7 +71,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                     "all inputs), start biases at 0, normalise before the activation, or use "
                     "LeakyReLU or GELU."
                 ),
-                view=View("activation", "dead_fraction", tuple(sites), thresholds={"dead": DEAD}),
+                view=View("activation", "dead_fraction", tuple(sites), thresholds={"dead": limit}),
             )
         )
     return findings
@@ -78,7 +79,8 @@ def find(signals: Signals) -> list[Finding] | Skipped:
 
 def _severity(signals: Signals, site: str, share: float, measured: int) -> Severity:
     shape = signals.site("activation", site).shape
-    rows = int(np.prod(shape)) // max(shape[-1], 1) if shape else 0
+    units = 1 if len(shape) == 4 else -1  # channels of an image come before its positions
+    rows = int(np.prod(shape)) // max(shape[units], 1) if shape else 0
     if measured < 3 and rows < SAMPLES:
         return "info"
     return "critical" if share >= ALL else "warning"

@@ -239,6 +239,8 @@ def _finding(signals: Signals, spells: dict[str, Spell], severity: Severity) -> 
     n = signals.entries(sites[0])
     share = f"{passed:.2g}" if np.isfinite(passed) else "at most 1/n"
     went = progress(signals)
+    # The strictest limit that was met: which of them applied differs from site to site.
+    least = next((x for x in (ENTROPY, UNLEARNED, CAPPED) if level >= x), CROWD)
     return Finding(
         rule="diffuse-softmax",
         severity=severity,
@@ -266,7 +268,7 @@ def _finding(signals: Signals, spells: dict[str, Spell], severity: Severity) -> 
             "the initialisation of query and key weights, give them a higher learning rate, or "
             "add a path around the softmax."
         ),
-        view=View("softmax", EVENNESS, tuple(sites), thresholds={"uniform": ENTROPY}),
+        view=View("softmax", EVENNESS, tuple(sites), thresholds={"uniform": least}),
     )
 
 

@@ -16,7 +16,8 @@ began after a burst. Info for a burst the loss recovered from, for growth along 
 over within half of the run (unless the loss began `FAR_OFF` its later level: the signal had grown
 as well) or seen at fewer than three recorded steps. Warning otherwise.
 
-Silent while the gradient rises as a plateau ends, and where growth stays within what residual and
+Silent about an infinite gradient that the run survived (non-finite tells of it), while the gradient
+rises as a plateau ends, and where growth stays within what residual and
 normalised nets show.
 """
 
@@ -31,7 +32,7 @@ from gradscope.findings._groups import named
 from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals, quiet_median
-from gradscope.findings._training import Progress, level, progress
+from gradscope.findings._training import Progress, is_worse, level, progress
 
 DECADES = 3.0  # residual nets without normalisation double the variance per block: 2.4 in 16
 STEEP_DECADES, STEEP = 2.0, 0.22  # a factor 1.66 at every layer; healthy nets stay under 1.6
@@ -95,6 +96,7 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
     before, behind, rise = steepest(signals, decay, ladder, steps, -1)
     ends = update_ratio_ends(signals, decay, steps)
     broken = _broken(signals)
+    limit = _limit(decay) if decades >= _limit(decay) else _limit(decay, loud=True)
     return Finding(
         rule="exploding-gradient",
         severity=_growth_severity(decay, spell, broken, progress(signals)),
@@ -134,7 +136,7 @@ def _growth(signals: Signals, decay: Decay, spell: Spell) -> Finding:
             decay.kind,
             "grad_rms",
             ladder.sites,
-            thresholds={f"10^{DECADES:g} of the last layer": 10**DECADES},
+            thresholds={f"{limit:.2g} decades above the last layer": 10**limit},
             relative_to=ladder.sites[-1],
         ),
     )
@@ -163,6 +165,8 @@ def _over_time(signals: Signals) -> list[Finding]:
     with np.errstate(invalid="ignore", divide="ignore"):
         factor = np.where(usual > 0, total / usual, np.nan)
     lost = ~np.isfinite(total)
+    if not lost[-1]:  # a step that was lost, and the run is not: non-finite tells of it
+        factor[lost] = np.nan
     # Whether the gradient is lost within the next BEFORE recorded steps.
     ahead = pd.Series(lost[::-1]).rolling(BEFORE, min_periods=1).max().to_numpy()[::-1] > 0
     bursts = np.flatnonzero((factor >= BURST) | ((factor >= LEAD_IN) & ahead & lost[-1]))
@@ -177,7 +181,7 @@ def _over_time(signals: Signals) -> list[Finding]:
     if broken:
         severity = "critical"
     elif went is not None:
-        if np.isfinite(before) and np.isfinite(after) and after <= WORSE * before:
+        if np.isfinite(before) and np.isfinite(after) and not is_worse(after, before, WORSE):
             if not went.stuck:
                 severity = "info"
         elif went.stuck:
@@ -207,8 +211,13 @@ def _over_time(signals: Signals) -> list[Finding]:
                 "diverged": broken,
             },
             message=(
-                f"The gradient's norm burst to {factor[worst]:.3g} times its usual size at step "
-                f"{norms.steps[worst]}"
+                "The gradient's norm "
+                + (
+                    f"burst to {factor[worst]:.3g} times its usual size"
+                    if np.isfinite(factor[worst])
+                    else "overflowed"
+                )
+                + f" at step {norms.steps[worst]}"
                 + (f", most of all at {named(site)}" if site else "")
                 + ("; the run did not survive it." if broken else _aftermath(before, after))
             ),

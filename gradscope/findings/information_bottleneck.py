@@ -63,10 +63,15 @@ class Narrow:
         return 1 < self.entries <= PAIR
 
     @property
-    def ratio(self) -> float:
+    def room(self) -> float:
+        """Numbers per sample that there are to pass."""
         if self.chooses_of_few:
-            return self.width / self.source_width
-        return self.width / min(self.source_width, self.sink_width, self.attended)
+            return self.source_width
+        return min(self.source_width, self.sink_width, self.attended)
+
+    @property
+    def ratio(self) -> float:
+        return self.width / self.room
 
     @property
     def of_what(self) -> str:
@@ -92,10 +97,11 @@ class Probed:
 
 
 def find(signals: Signals) -> list[Finding]:
-    narrow = {cut.source: cut for cut in _cuts(signals) if 0 < cut.ratio <= NARROW}
-    inside = [cut.source for cut in narrow.values() if cut.between_softmaxes]
-    groups = [[narrow[s] for s in same] for same in by_role(inside).values()]
-    groups += [[cut] for cut in narrow.values() if not cut.between_softmaxes]
+    narrow = [cut for cut in _cuts(signals) if 0 < cut.ratio <= NARROW]
+    inside = [cut for cut in narrow if cut.between_softmaxes]
+    roles = by_role(dict.fromkeys(cut.source for cut in inside))
+    groups = [[cut for cut in inside if cut.source in same] for same in roles.values()]
+    groups += [[cut] for cut in narrow if not cut.between_softmaxes]
     return [_finding(signals, group) for group in groups]
 
 
@@ -192,7 +198,12 @@ def _finding(signals: Signals, group: list[Narrow]) -> Finding:
             else "Nothing, if the code is meant to be this small; otherwise widen that place, or "
             "lead a connection around it."
         ),
-        view=View("cut", "ratio", tuple(cut.name for cut in group), thresholds={"narrow": NARROW}),
+        view=View(
+            "cut",
+            "width",
+            tuple(cut.name for cut in group),
+            thresholds={f"{NARROW:g} of what {first.of_what}": NARROW * first.room},
+        ),
     )
 
 

@@ -48,7 +48,7 @@ from gradscope.findings._parameters import (
 from gradscope.findings._persistence import ENOUGH
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
-from gradscope.findings._training import progress
+from gradscope.findings._training import STUCK, progress
 from gradscope.graph.naming import OUTPUT
 
 RESOLUTION = 2.0**-24  # update ratios of healthy runs are 1e-5 and above
@@ -81,7 +81,7 @@ STATES = {
         "update_ratio",
     ),
     "stopped": State(
-        "stopped moving though the loss has not fallen (median update ratio {ratio})",
+        "stopped moving though the loss has {loss} (median update ratio {ratio})",
         "Look at the learning rate's course: a schedule that decays too soon, or is stepped once a "
         "batch instead of once an epoch.",
         "update_ratio",
@@ -175,7 +175,7 @@ def _is_stuck(ratios: np.ndarray) -> bool:
 def _goes_nowhere(signals: Signals, ratios: dict[str, np.ndarray]) -> bool:
     """Whether no parameter can have come far, had all its usual steps led in one direction."""
     steps = int(signals.steps[-1] - signals.steps[0])
-    moved = [float(np.median(r)) * steps for r in ratios.values() if len(r)]
+    moved = [float(np.mean(r)) * steps for r in ratios.values() if len(r)]
     return steps >= RUN and bool(moved) and max(moved) < NOWHERE
 
 
@@ -205,6 +205,17 @@ def _has_stopped(ratios: np.ndarray, gradient: np.ndarray) -> bool:
     return bool(still >= ENOUGH and still >= MOST * len(ratios))
 
 
+def _still_since(signals: Signals, names: list[str]) -> int:
+    """The first step at which one of them was measured not to move, as ever since."""
+    ratios = signals.matrix("parameter", "update_ratio")
+    since = []
+    for name in names:
+        known = np.flatnonzero(np.isfinite(ratios.column(name)))
+        moving = np.flatnonzero(ratios.column(name)[known] >= RESOLUTION)
+        since.append(ratios.steps[known[moving[-1] + 1 if len(moving) else 0]])
+    return int(min(since))
+
+
 def _finding(signals: Signals, state: str, names: list[str], every: list[str]) -> Finding:
     ratios = _ratios(signals)
     moved = [ratios[n] for n in names if n in ratios]
@@ -213,13 +224,16 @@ def _finding(signals: Signals, state: str, names: list[str], every: list[str]) -
     seen = _times_seen(signals, state, names[0])
     several = len(names) > 1
     median = f"{ratio:.1e}" if ratio else "0"
-    what = STATES[state].says.format(it="them" if several else "it", ratio=median)
+    went = progress(signals)
+    fall = 0.0 if went is None else went.fall
+    loss = "not fallen" if not fall >= STUCK else f"fallen by no more than {fall:.0%}"
+    what = STATES[state].says.format(it="them" if several else "it", ratio=median, loss=loss)
     whom = f"All {len(names)} parameters" if names == every and several else listed(names)
     return Finding(
         rule="no-update",
         severity=_severity(state, seen),
         site=names[0],
-        first_step=int(signals.steps[0]),
+        first_step=_still_since(signals, names) if state == "stopped" else int(signals.steps[0]),
         last_step=int(signals.steps[-1]),
         evidence={
             "state": state,

@@ -22,7 +22,7 @@ was trained on.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from gradscope.findings._ranks import nonfinite_ranks, on_ranks
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Matrix, Signals
 from gradscope.run import Site
+
+When = Literal["before", "update", "unseen"]
 
 RARE = 0.1  # a gradient scaler overflows a few times at first, then once in 2,000 steps
 
@@ -57,6 +59,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
     in_forward = _loss_is_lost(signals, first) or origin["phase"] in ("forward", "data")
     kind, site = _origin(signals, bad, int(bad_steps[0])) if len(bad_steps) else ("scalar", "loss")
     ranks = nonfinite_ranks(signals.run, first)
+    when = _when(signals, first)
     return [
         Finding(
             rule="non-finite",
@@ -78,14 +81,24 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 "where": origin["where"],
             },
             message=on_ranks(
-                _message(site, first, in_forward, ongoing, (len(bad_steps), len(lost)), origin),
+                _message(
+                    site, first, in_forward, ongoing, (len(bad_steps), len(lost)), origin, when
+                ),
                 ranks,
                 signals.run,
             ),
-            remedy=_remedy(in_forward, ongoing, origin),
+            remedy=_remedy(in_forward, ongoing, origin, when),
             view=View(kind, "value" if kind == "scalar" else "grad_norm", (site,)),
         )
     ]
+
+
+def _when(signals: Signals, step: int) -> When:
+    """When a parameter that is not finite at a step lost it."""
+    every_step = signals.run.meta.get("every") == 1
+    if step == 0 or (every_step and step == signals.steps[0]):
+        return "before"
+    return "update" if every_step else "unseen"
 
 
 def _bad(signals: Signals, kind: str) -> Matrix:
@@ -160,9 +173,12 @@ def _message(
     ongoing: bool,
     bad: tuple[int, int],
     origin: dict[str, Any],
+    when: When,
 ) -> str:
-    what = f"{bad[0]} recorded steps" if bad[0] else f"{bad[1]} logged losses"
-    end = "has not recovered" if ongoing else f"recovered ({what} were bad)"
+    count, what = (bad[0], "recorded step") if bad[0] else (bad[1], "logged loss")
+    several = f"{count} {what}{'es' if what.endswith('s') else 's'} were"
+    end = f"recovered ({f'1 {what} was' if count == 1 else several} bad)"
+    end = "has not recovered" if ongoing else end
     if origin["operation"] and origin["phase"] not in ("data", "parameter"):
         return (
             f"At step {first} the {origin['phase']} pass of {_place(origin)} made the first NaN or "
@@ -171,10 +187,13 @@ def _message(
     if origin["phase"] == "data":
         return f"At step {first} {_place(origin)} read data that is not finite; the run {end}."
     if origin["phase"] == "parameter":
-        return (
-            f"At step {first} {origin['where']} was no longer finite, so it arose at a step before "
-            f"that was not recorded{_reader(origin)}; the run {end}."
-        )
+        since = {
+            "before": ", so it arose before training began",
+            "update": f", so the update of step {first - 1} made it{_reader(origin)}",
+            "unseen": f", so it arose at a step before that was not recorded{_reader(origin)}",
+        }[when]
+        finite = "not" if when == "before" else "no longer"
+        return f"At step {first} {origin['where']} was {finite} finite{since}; the run {end}."
     where = "the forward pass" if in_forward else "the backward pass"
     nearest = "" if site == "loss" else f"; nearest the loss it is seen at {named(site)}"
     return f"NaN or infinity arose in {where} at step {first}{nearest}; the run {end}."
@@ -196,7 +215,7 @@ def _place(origin: dict[str, Any]) -> str:
     return f"{operation} in {'the model' if module == '(output)' else named(module)}"
 
 
-def _remedy(in_forward: bool, ongoing: bool, origin: dict[str, Any]) -> str:
+def _remedy(in_forward: bool, ongoing: bool, origin: dict[str, Any], when: When) -> str:
     if not ongoing:
         return (
             "With a gradient scaler this is how it finds its scale; without one, find the batch "
@@ -205,7 +224,11 @@ def _remedy(in_forward: bool, ongoing: bool, origin: dict[str, Any]) -> str:
     if origin["phase"] == "data":
         return "Look for missing values or divisions by 0 where the batch is made."
     operation = origin["operation"]
+    if origin["phase"] == "parameter" and when == "before":
+        return "Look at how it was initialised, or at the checkpoint that it was loaded from."
     if origin["phase"] == "parameter" and not operation:
+        if when == "update":
+            return "Look at the optimizer: its learning rate, its ε, the state it was loaded with."
         return "Record every step (every=1) to have the operation named that made it."
     if operation and origin["phase"] in ("backward", "parameter"):
         return (

@@ -30,7 +30,7 @@ from gradscope.findings._groups import by_role, listed
 from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule
 from gradscope.findings._signals import Matrix, Signals, quiet_median
-from gradscope.findings._training import level, progress
+from gradscope.findings._training import is_worse, level, progress
 
 ENTROPY = 0.05  # healthy attention at init is above 0.6, causal masks included
 MAX_PROB = 0.95  # the mean: one certain head among several does not reach it
@@ -112,9 +112,10 @@ def _finding(
         what = f"The softmax at {listed(sites)} runs over one element: it is constant 1"
     else:
         since = "from the start" if early else f"since step {first}"
+        alike = middle["max_prob"] < FIRST_MAX_PROB
+        looks = "rests on a few entries, equal among themselves," if alike else "is nearly one-hot"
         what = (
-            f"The softmax at {listed(sites)} is nearly one-hot {since} (entropy "
-            f"{middle['entropy']:.2g} of 1)"
+            f"The softmax at {listed(sites)} {looks} {since} (entropy {middle['entropy']:.2g} of 1)"
         )
     passed = f"{middle['gain']:.2g} of" if np.isfinite(middle["gain"]) else "little of"
     return Finding(
@@ -133,8 +134,15 @@ def _finding(
         },
         message=f"{what} and passes on {passed} the gradient, so its logits hardly learn.",
         remedy=_remedy(over_one, early),
-        view=View("softmax", "entropy", tuple(sites), thresholds={"peaked": ENTROPY}),
+        view=View("softmax", "entropy", tuple(sites), thresholds={"peaked": _limit(middle, early)}),
     )
+
+
+def _limit(middle: dict[str, float], early: bool) -> float:
+    """The limit on entropy that was met."""
+    if not early or middle["entropy"] < ENTROPY:
+        return ENTROPY
+    return TIED_ENTROPY if middle["max_prob"] < FIRST_MAX_PROB else FIRST_ENTROPY
 
 
 def _severity(signals: Signals, spells: list[Spell], gain: float, many: bool) -> Severity | None:
@@ -153,7 +161,8 @@ def _severity(signals: Signals, spells: list[Spell], gain: float, many: bool) ->
     soon = min(len(steps) - 1, at + max(1, round(SOON * len(steps))))
     there = level(signals, int(steps[max(0, soon - 2)]), int(steps[soon]))
     too_early = many and there > went.after(LEARNED)
-    return None if went.learned and not went.end > WORSE * before and not too_early else "warning"
+    worse = is_worse(went.end, before, WORSE)
+    return None if went.learned and not worse and not too_early else "warning"
 
 
 def _remedy(over_one: bool, early: bool) -> str:

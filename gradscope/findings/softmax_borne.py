@@ -3,9 +3,9 @@
 Definition. G_k is the part of a gradient that crossed k attention softmaxes. Along a ladder of
 sites (see `_ladders`) the gradient is softmax-borne where at the first rung less than `DIRECT` of
 it crossed fewer than `MANY` softmaxes, where the mean number of crossings grows by at least
-`A_RUNG` from rung to rung on its way there, and where it lost at least `DECADES` between the last
-rung and the first (root mean square of the largest part). One finding a repeated structure, by
-its role with the most rungs, of these the one in the middle.
+`A_RUNG` from rung to rung on its way there, as far as they were counted, and where it lost at
+least `DECADES` between the last rung and the first (root mean square of the largest part). One
+finding a repeated structure, by its role with the most rungs, of these the one in the middle.
 
 Source: Fan & Zhou, "Stacked Latent Attention for Multimodal Reasoning", CVPR 2018: the main
 pathway of stacked attention crosses one softmax a layer, so the gradient vanishes. The parts are
@@ -29,6 +29,7 @@ from itertools import pairwise
 import numpy as np
 
 from gradscope.findings._crossings import Crossings, crossings
+from gradscope.findings._decay import HOPELESS
 from gradscope.findings._finding import Finding, Severity, View
 from gradscope.findings._groups import named
 from gradscope.findings._ladders import Ladder, ladders
@@ -41,7 +42,6 @@ MANY = 2  # softmaxes: what a layer's logits are made from always crosses that l
 DIRECT = 0.1  # share of the gradient; past the softmaxes comes all of it or next to nothing
 A_RUNG = 0.5  # softmaxes: stacked attention has 1, residual queries 0
 DECADES = 2.0  # in all; a healthy stack stays within 1, as residual and latent stacks do
-HOPELESS = 6.0  # below 10⁻⁶ the early layers' gradient drowns in float32 noise of the late ones
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,11 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         known_at = np.isfinite(decades) & np.isfinite(rungs[0].projections).all(axis=1)
         with np.errstate(invalid="ignore"):
             holds = known_at & (rungs[0].below(MANY) <= DIRECT) & (decades >= DECADES)
-            holds &= np.all([a.mean - b.mean >= A_RUNG for a, b in pairwise(rungs)], axis=0)
+            # Where the count ends, two rungs can't be told apart.
+            holds &= np.all(
+                [(a.mean - b.mean >= A_RUNG) | b.uncounted for a, b in pairwise(rungs)], axis=0
+            )
+            holds &= ~rungs[-1].uncounted
         spell = longest_spell(steps, holds, known_at)
         if spell is not None:
             lost = float(np.median(decades[spell.inside]))
@@ -107,15 +111,15 @@ def _root(signals: Signals, site: str) -> float:
 def _finding(signals: Signals, borne: Borne) -> Finding:
     first, last = borne.ends
     spell, (crossed, at_last) = borne.spell, borne.crossed
-    a_softmax = borne.decades / (crossed - at_last)
+    a_softmax, at_least = _of_a_softmax(signals, borne), first.uncounted[spell.inside].any()
     share = quiet_median(np.abs(first.projections[spell.inside]), axis=0)
     main = int(first.orders[int(np.argmax(share))])
     direct = float(quiet_median(first.below(MANY)[spell.inside]))
     went = progress(signals)
     text = (
-        f"The gradient at {named(first.site)} has crossed {main} softmaxes ({_amount(share.max())} "
-        f"it), at {named(last.site)} {at_last:.2g}: each takes {a_softmax:.2g} decades, so that "
-        f"{10**-borne.decades:.1e} of it is left"
+        f"The gradient at {named(first.site)} has crossed {main}{' or more' if at_least else ''} "
+        f"softmaxes ({_amount(share.max())} it), at {named(last.site)} {at_last:.2g}: each takes "
+        f"{a_softmax:.2g} decades, so that {10**-borne.decades:.1e} of it is left"
     )
     if spell.known < ENOUGH:
         text += f" (only {spell.known} recorded {'step' if spell.known == 1 else 'steps'})"
@@ -148,6 +152,17 @@ def _finding(signals: Signals, borne: Borne) -> Finding:
         ),
         view=View("crossing", "grad_norm", borne.ladder.sites),
     )
+
+
+def _of_a_softmax(signals: Signals, borne: Borne) -> float:
+    """Decades, over the rungs whose crossings were all counted."""
+    inside = borne.spell.inside
+    counted = [r for r in borne.rungs if not r.uncounted[inside].any()]
+    if len(counted) < 2:
+        counted = borne.rungs
+    decades = float(np.median(_decades(signals, counted)[inside]))
+    first, last = (float(quiet_median(r.mean[inside])) for r in (counted[0], counted[-1]))
+    return decades / (first - last)
 
 
 def _amount(share: float) -> str:

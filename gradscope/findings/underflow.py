@@ -89,7 +89,13 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 if scaled
                 else "Multiply the loss by a scale (torch.amp.GradScaler), or use bfloat16."
             ),
-            view=View("module", "zero_fraction", tuple(sites), thresholds={"gone": ZERO}),
+            view=(
+                View("module", "zero_fraction", tuple(sites), thresholds={"gone": ZERO})
+                if gone >= 0.5
+                else View(
+                    "module", "subnormal_fraction", tuple(sites), thresholds={"most": SUBNORMAL}
+                )
+            ),
         )
     ]
 

@@ -15,6 +15,8 @@ data that are all 0, such as a first state.
 
 from __future__ import annotations
 
+import math
+
 from gradscope.findings._finding import Finding, View
 from gradscope.findings._groups import named
 from gradscope.findings._rule import Rule
@@ -37,7 +39,10 @@ def find(signals: Signals) -> list[Finding]:
         if not (size >= LARGE or peak >= PEAK or small) or "Norm" in kind:
             continue
         went = progress(signals)
-        limit = {"small": SMALL} if small else {"large": LARGE}
+        if not (math.isfinite(size) and not math.isinf(peak)):  # non-finite tells of them
+            continue
+        by_peak = size < LARGE and not math.isnan(peak)
+        limit = {"small": SMALL} if small else {"large": PEAK if by_peak else LARGE}
         findings.append(
             Finding(
                 rule="unscaled-input",
@@ -60,7 +65,7 @@ def find(signals: Signals) -> list[Finding]:
                 ),
                 view=View(
                     "input",
-                    "input_rms",
+                    "input_peak" if by_peak else "input_rms",
                     (site,),
                     thresholds={**limit, "unit": 1.0},
                 ),

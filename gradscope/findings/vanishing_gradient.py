@@ -32,9 +32,12 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.findings._decay import (
+    HOPELESS,
     Decay,
+    End,
     chain_decay,
     decays,
+    end_of,
     outermost,
     steepest,
     update_ratio_ends,
@@ -51,7 +54,6 @@ DECADES = 2.5  # healthy nets stay within 2; plain ones at torch's default init 
 STUCK_DECADES = 2.0  # where the loss does not fall
 SHARED_DECADES = 3.0  # over calls of one module: what an early time step says matters less
 CHAIN_DECADES = 3.5  # sites of different roles differ by up to a decade without any depth
-HOPELESS = 6.0  # below 10⁻⁶ the early layers' gradient drowns in float32 noise of the late ones
 HELD = 0.2  # share of the run that makes a spell at its end matter
 MOST = 0.5  # share of the run that matters though it is over
 BRIEF = 0.1  # share of the run below which a start that passes is not worth a word
@@ -104,20 +106,24 @@ def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
     steps = decay.steps[spell.inside]
     decades = _decades(decay, spell)
     ladder = decay.typical(spell.inside)
-    before, behind, drop = steepest(signals, decay, ladder, steps, 1)
+    end = end_of(signals, decay, ladder, steps)
+    if end is None:
+        before, behind, drop = steepest(signals, decay, ladder, steps, 1)
+    else:
+        before, behind, drop = end.before, end.behind, None
     ends = update_ratio_ends(signals, decay, steps)
     went = progress(signals)
     gain = _softmax_gain(signals, decay, steps)
-    nothing, limit = decades >= NOTHING, _limit(signals, decay)
+    limit = _limit(signals, decay)
     evidence = {
-        "ratio_first_to_last": 0.0 if nothing else 10**-decades,
-        "decades": None if nothing else decades,
-        "decades_per_layer": None if nothing else decades / (len(ladder.sites) - 1),
+        "ratio_first_to_last": 0.0 if end else 10**-decades,
+        "decades": None if end else decades,
+        "decades_per_layer": None if end else decades / (len(ladder.sites) - 1),
         "layers": len(ladder.sites),
         "role": ladder.role,
         "largest_drop_from": before,
         "largest_drop_to": behind,
-        "largest_drop_decades": None if drop >= NOTHING else drop,
+        "largest_drop_decades": drop,
         "share_of_steps": spell.share,
         "recorded_steps": spell.known,
         "ongoing": spell.ongoing,
@@ -134,8 +140,8 @@ def _finding(signals: Signals, decay: Decay, spell: Spell) -> Finding:
         first_step=spell.first,
         last_step=spell.last,
         evidence=evidence,
-        message=_message(ladder, spell, decades, evidence),
-        remedy=_remedy(signals, decay, ladder, gain, nothing),
+        message=_message(ladder, spell, decades, end, evidence),
+        remedy=_remedy(signals, decay, ladder, gain, end),
         view=View(
             decay.kind,
             "grad_rms",
@@ -190,11 +196,13 @@ def _softmax_gain(signals: Signals, decay: Decay, steps: np.ndarray) -> float | 
     return value if np.isfinite(value) else None
 
 
-def _message(ladder: Ladder, spell: Spell, decades: float, evidence: dict) -> str:
+def _message(ladder: Ladder, spell: Spell, decades: float, end: End | None, evidence: dict) -> str:
     first, last = named(ladder.sites[0]), named(ladder.sites[-1])
     gap = f"between {named(evidence['largest_drop_from'])} and {named(evidence['largest_drop_to'])}"
-    if decades >= NOTHING:
+    if end is not None:
         text = f"No gradient at all reaches {first}: it ends {gap}"
+        if end.decades >= HOPELESS:
+            text += f", having lost {end.decades:.0f} decades on its way there"
     else:
         text = (
             f"The gradient at {first} is {10**-decades:.1e} of the gradient at {last}: it loses "
@@ -213,10 +221,10 @@ def _message(ladder: Ladder, spell: Spell, decades: float, evidence: dict) -> st
 
 
 def _remedy(
-    signals: Signals, decay: Decay, ladder: Ladder, gain: float | None, nothing: bool
+    signals: Signals, decay: Decay, ladder: Ladder, gain: float | None, end: End | None
 ) -> str:
-    between = {site.type for site in signals.run.sites_of("module")}
-    if nothing:
+    between = _types_between(signals, ladder)
+    if end is not None and end.decades < HOPELESS:
         return (
             "Look at what lies between those two sites: dead ReLUs (lower the learning rate, use "
             "LeakyReLU or GELU), a saturated activation, a detach(), a multiplication by 0, or "
@@ -247,6 +255,21 @@ def _remedy(
         "Initialise the weights for the activation (He: std √(2 / fan_in) for ReLU), or add "
         "normalisation or residual connections between the layers."
     )
+
+
+def _types_between(signals: Signals, ladder: Ladder) -> set[str]:
+    """Types of the modules that ran between a ladder's first rung and its last, and within them."""
+    sites = signals.run.sites_of("module")
+    rungs = {site.split("[")[0].split("#")[0] for site in ladder.sites}
+    orders = [site.order for site in sites if site.name in ladder.sites]
+    if not orders:  # rungs that are forks
+        return {site.type for site in sites}
+    first, last = min(orders), max(orders)
+    return {
+        site.type
+        for site in sites
+        if first <= site.order <= last or any(site.name.startswith(f"{r}.") for r in rungs)
+    }
 
 
 RULE = Rule("vanishing-gradient", (("module", "grad_norm"),), find)

@@ -11,6 +11,7 @@ from gradscope.figures import FIGURES, Ends, Evidence, FigureKind, Mark, depth_e
 from gradscope.figures._text import distinct, number, pretty
 from gradscope.findings import SEVERITIES, Check, Finding, check, rules
 from gradscope.run import METRICS, Run
+from gradscope.scalars import training_loss
 
 WORST_FIRST: tuple[str, ...] = tuple(reversed(SEVERITIES))
 
@@ -263,7 +264,7 @@ def best(values: Sequence[float | None], *, highest: bool) -> float | None:
 
 
 _HEADLINES = {
-    "final loss": ("loss", "train_loss", "train/loss"),
+    "final loss": (),  # whatever is the training loss
     "final accuracy": ("accuracy", "acc", "train_accuracy", "train/accuracy"),
     "validation accuracy": ("val_accuracy", "val_acc", "val/accuracy", "valid_accuracy"),
 }
@@ -271,7 +272,11 @@ _HEADLINES = {
 
 def _headlines(run: Run) -> list[float | None]:
     last = last_values(run)
-    return [next((last[n][1] for n in names if n in last), None) for names in _HEADLINES.values()]
+    loss = training_loss(run) or ""
+    return [
+        next((last[n][1] for n in names or (loss,) if n in last), None)
+        for names in _HEADLINES.values()
+    ]
 
 
 def _views(
@@ -284,7 +289,12 @@ def _views(
     views = []
     for run, f in found:
         cause = next(
-            (labels[run, id(c)] for c in checks[run].findings if f.cause and c.rule == f.cause), ""
+            (
+                labels[run, id(c)]
+                for c in checks[run].findings
+                if f.cause and (c.rule, c.site) == (f.cause, f.cause_site)
+            ),
+            "",
         )
         view = FindingView(labels[run, id(f)], run, f, shown_by(f, figures), cause)
         views.append(replace(view, shown=evidence_of(runs[run], view.mark)))

@@ -16,6 +16,7 @@ from gradscope.findings import Finding, check
 from gradscope.report._page import last_values
 from gradscope.report.terminal import COLOURS
 from gradscope.run import Run
+from gradscope.scalars import training_loss
 
 WORST = 3
 """Findings shown."""
@@ -45,7 +46,7 @@ def _numbers(run: Run, written: float) -> Table:
     newest = max([*(step for step, _ in last.values()), *steps.tolist()], default=None)
     ago = max(time.time() - written, 0.0)
     age = f"{ago:.0f} s ago" if ago < 120 else f"{ago / 60:.0f} min ago"
-    loss = next((last[name] for name in ("loss", "train_loss", "train/loss") if name in last), None)
+    loss = last.get(training_loss(run) or "")
     ends = depth_ends([run])[0] if len(steps) else None
     rows = {
         "run": run.name,

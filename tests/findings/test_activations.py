@@ -133,3 +133,19 @@ def test_a_function_with_one_flat_side_may_rest_there():
     assert saturated([0.8] * 40, kind="elu") == []
     (finding,) = saturated([0.97] * 40, kind="elu")
     assert finding.severity == "critical"
+
+
+def test_the_limit_in_the_figure_is_the_one_that_was_met():
+    assert dead([0.8] * 40)[0].view.thresholds == {"dead": dead_units.DEAD}
+    rows = made.series("activation", "act", "dead_fraction", [0.6] * 40)
+    rows += made.series("activation", "act", "saturated_fraction", [0.985] * 40)
+    site = Site("act", "activation", type="relu", shape=(64, 100))
+    (finding,) = apply(dead_units.RULE, Signals(made.run(rows, [site])))
+    assert finding.view.thresholds == {"dead": dead_units.HALF}
+
+
+@pytest.mark.parametrize("shape", [(2, 64), (2, 64, 1, 1)])
+def test_two_samples_say_little_whatever_the_shape(shape):
+    rows = made.series("activation", "act", "dead_fraction", [1.0])
+    site = Site("act", "activation", type="relu", shape=shape)
+    assert [f.severity for f in apply(dead_units.RULE, Signals(made.run(rows, [site])))] == ["info"]

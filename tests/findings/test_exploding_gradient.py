@@ -114,3 +114,24 @@ def test_the_view_compares_the_parameter_with_its_own_usual_norm():
     assert finding.view.sites == (finding.site,)
     assert finding.view.thresholds["usual"] == pytest.approx(float(np.median(own)))
     assert finding.evidence["grad_norm_usual"] > finding.view.thresholds["usual"]
+
+
+def test_an_infinite_gradient_is_no_burst():
+    rows = made.parameters(["a.weight"])
+    rows = [(*r[:-1], np.inf) if r[0] == 20 and r[4] == "grad_norm" else r for r in rows]
+    assert find(rows) == []
+
+
+def test_a_loss_below_zero_is_judged_like_any_other():
+    def burst(shift):
+        rows = made.parameters(["a.weight"], noise=0)
+        rows = [(*r[:-1], 100.0) if r[0] == 20 and r[4] == "grad_norm" else r for r in rows]
+        curve = np.linspace(1, 0.2, 40) - shift
+        return find(rows + made.series("scalar", "loss", "value", curve))[0]
+
+    assert burst(0).severity == burst(1).severity == "info"
+
+
+def test_the_limit_in_the_figure_is_the_one_that_was_met():
+    (finding,) = find(made.ladder(-0.23, layers=11, noise=0), made.ladder_sites(11))
+    assert list(finding.view.thresholds.values()) == pytest.approx([10**2.2])

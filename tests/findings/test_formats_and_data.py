@@ -101,3 +101,34 @@ def test_data_that_are_next_to_nothing(rms, peak, found):
     """Sparse data have a feature of some size, and a state that starts at 0 is no data."""
     findings = data(rms, peak=peak)
     assert [f.view.thresholds["small"] for f in findings] == [unscaled_input.SMALL] * found
+
+
+def test_the_limit_in_the_figure_is_the_one_that_was_met():
+    (lost,), (rough,) = half(1.0, 0.0), half(0.05, 0.7)
+    assert (lost.view.metric, lost.view.thresholds) == ("zero_fraction", {"gone": 0.98})
+    assert (rough.view.metric, rough.view.thresholds) == ("subnormal_fraction", {"most": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("size", "peak", "metric", "limit"),
+    [
+        (30.0, 60.0, "input_rms", unscaled_input.LARGE),
+        (10.0, 200.0, "input_peak", unscaled_input.PEAK),
+        (1e-3, 2e-3, "input_peak", unscaled_input.SMALL),
+    ],
+)
+def test_the_figure_shows_what_was_out_of_scale(size, peak, metric, limit):
+    rows = made.series("input", "fc", "input_rms", [size] * 5)
+    rows += made.series("input", "fc", "input_peak", [peak] * 5)
+    (finding,) = apply(
+        unscaled_input.RULE, Signals(made.run(rows, [Site("fc", "input", type="Linear")]))
+    )
+    assert finding.view.metric == metric and limit in finding.view.thresholds.values()
+
+
+@pytest.mark.parametrize("broken", [{"input_rms": float("inf")}, {"input_peak": float("inf")}])
+def test_data_that_are_not_finite_are_no_matter_of_scale(broken):
+    values = {"input_rms": 30.0, "input_peak": 60.0} | broken
+    rows = [r for m, v in values.items() for r in made.series("input", "fc", m, [v] * 5)]
+    sites = [Site("fc", "input", type="Linear")]
+    assert apply(unscaled_input.RULE, Signals(made.run(rows, sites))) == []

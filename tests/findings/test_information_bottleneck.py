@@ -111,3 +111,19 @@ def test_recordings_without_the_names_of_tensors():
 
 def test_without_cuts():
     assert find(made.ladder(1.0)) == Skipped("no cut")
+
+
+def test_two_sinks_of_one_source_are_two_places():
+    parts = [cut("first", sink, 16, 784, 784) for sink in ("left", "right")]
+    rows = [r for rows, _, _ in parts for r in rows]
+    (finding,) = find(rows, [site for _, site, _ in parts], [entry for _, _, entry in parts])
+    assert finding.evidence["places"] == 2
+    assert finding.view.sites == ("first → left", "first → right")
+
+
+def test_the_figure_has_the_limit_in_the_units_of_what_it_draws():
+    rows, site, entry = cut("first", "second", 16, 1000, 400, attended=160)
+    (finding,) = find(rows, [site], [entry])
+    assert finding.evidence["ratio"] == pytest.approx(0.1)
+    assert finding.view.metric == "width"
+    assert finding.view.thresholds == {"0.15 of what is attended over": 24}

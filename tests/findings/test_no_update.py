@@ -250,3 +250,29 @@ def test_the_limit_is_what_would_lead_nowhere():
     rows = made.parameters(NAMES, ratio=2e-6) + made.loss(2.0, 2.0)
     (finding,) = find(every_tenth(rows))
     assert finding.view.thresholds["0.002 of the weight in all"] == pytest.approx(2e-3 / 390)
+
+
+def test_what_stopped_is_told_from_when_on_and_how_far_the_loss_had_come():
+    def stopped(at, end):
+        rows = [r for r in made.parameters(NAMES) if r[4] != "update_ratio"]
+        for name in NAMES:
+            rows += made.series("parameter", name, "update_ratio", [1e-3] * at + [0.0] * (40 - at))
+        return find(rows + made.loss(1.0, end, noise=0))[0]
+
+    early = stopped(10, 1.0)
+    assert (early.evidence["state"], early.first_step, early.last_step) == ("stopped", 10, 39)
+    assert "though the loss has not fallen" in early.message
+    assert "fallen by no more than 18%" in stopped(12, 0.8).message
+
+
+def test_weights_that_had_gone_far_are_not_called_unmoved():
+    # A third of the weight in a third of the run: the median step is 0, the way is not.
+    rows = []
+    for name in NAMES:
+        rows += made.series("parameter", name, "grad_norm", [1.0] * 100, every=10)
+        ratios = [1e-3] * 33 + [0.0] * 67
+        rows += made.series("parameter", name, "update_ratio", ratios, every=10)
+    rows += made.series("scalar", "loss", "value", [1.0] * 100, every=10)
+    (finding,) = find(rows)
+    assert (finding.severity, finding.evidence["state"]) == ("warning", "stopped")
+    assert finding.first_step == 330

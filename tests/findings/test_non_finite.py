@@ -134,3 +134,29 @@ def test_losses_that_are_lost_one_by_one(operation, severities):
     findings = apply(rule.RULE, Signals(run))
     assert [f.severity for f in findings] == severities
     assert all((f.first_step, f.last_step) == (7, 30) for f in findings)
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "says", "remedy"),
+    [
+        (0, 1, "was not finite, so it arose before training began", "initialised"),
+        (3, 1, "was no longer finite, so the update of step 2 made it", "Look at the optimizer"),
+        (30, 10, "arose at a step before that was not recorded", "every=1"),
+    ],
+)
+def test_when_a_parameter_was_lost(step, every, says, remedy):
+    names = ["a.weight", "b.weight"]
+    rows = [(s * every, *r) for s, *r in made.parameters(names, steps=10)]
+    rows = [(*r[:-1], np.nan) if r[0] >= step else r for r in rows]
+    lost = {"step": step, "phase": "parameter", "operation": "", "where": "a.weight"}
+    meta = {"every": every, "nonfinite": [lost]}
+    (finding,) = apply(rule.RULE, Signals(made.run(rows, made.parameter_sites(names), meta)))
+    assert says in finding.message and remedy in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"), [(1, "1 recorded step was"), (3, "3 recorded steps were")]
+)
+def test_one_is_singular(bad, says):
+    (finding,) = find(spoil(made.ladder(0.1), lambda step, _: 10 <= step < 10 + bad))
+    assert f"recovered ({says} bad)" in finding.message

@@ -125,3 +125,26 @@ def test_ties_at_the_start(gain, found):
         for r in made.softmax(SITES[0], [0.25] * 40)
     ]
     assert bool(find(rows)) == found
+
+
+@pytest.mark.parametrize(
+    ("entropy", "max_prob", "gain", "limit", "says"),
+    [
+        (0.01, 0.99, 0.01, rule.ENTROPY, "nearly one-hot"),
+        (0.15, 0.8, 0.05, rule.FIRST_ENTROPY, "nearly one-hot"),
+        (0.3, 0.4, 0.005, rule.TIED_ENTROPY, "a few entries, equal among themselves"),
+    ],
+)
+def test_the_limit_in_the_figure_is_the_one_that_was_met(entropy, max_prob, gain, limit, says):
+    values = {"entropy": entropy, "max_prob": max_prob, "gain": gain, "jacobian_norm": 0.05}
+    rows = [r for m, v in values.items() for r in made.series("softmax", SITES[0], m, [v] * 40)]
+    (finding,) = find(rows)
+    assert finding.view.thresholds == {"peaked": limit}
+    assert says in finding.message
+
+
+def test_a_loss_below_zero_is_judged_like_any_other():
+    rows = made.softmax(SITES[0], collapse(20))
+    for shift in (0.0, 1.0):
+        curve = 1 - 0.95 * (1 - np.exp(-np.arange(40) / 6)) - shift
+        assert find(rows + made.series("scalar", "loss", "value", curve)) == []

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradscope.findings._signals import Signals, is_training_loss
+from gradscope.findings._signals import Signals
 from gradscope.run import Block, Column, Run, Site
+from gradscope.scalars import is_training_loss
 
 VALUES = st.one_of(st.floats(0, 1e6), st.sampled_from([float("nan"), float("inf"), 0.0]))
 CELLS = st.tuples(

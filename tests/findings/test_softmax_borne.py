@@ -102,3 +102,29 @@ def test_it_explains_the_vanishing_gradient():
         ("softmax-borne", ""),
         ("vanishing-gradient", "softmax-borne"),
     ]
+
+
+@pytest.mark.parametrize("kept", [3, 5, 8])
+def test_deep_stacks_whose_crossings_were_not_counted_to_the_end(kept):
+    rows, sites = crossings(8, decades=1.0)
+    merged = [r for r in rows if not r[3] or int(r[3]) < kept]
+    for (step, site), parts in groupby_site(rows).items():
+        beyond = [parts[k] for k in parts if k >= kept]
+        size = float(np.sqrt(sum(p["grad_norm"] ** 2 for p in beyond)))
+        share = sum(p["projection"] for p in beyond)
+        merged.append((step, site, "crossing", f"{kept}+", "grad_norm", size))
+        merged.append((step, site, "crossing", f"{kept}+", "projection", share))
+    (finding,) = find(merged, sites)
+    assert finding.evidence["decades"] == pytest.approx(7)
+    assert finding.evidence["decades_per_softmax"] == pytest.approx(1)
+    assert f"has crossed {kept} or more softmaxes" in finding.message
+
+
+def groupby_site(rows):
+    """(step, site) → order → metric → value."""
+    found = {}
+    for step, site, kind, edge, metric, value in rows:
+        if kind == "crossing" and edge:
+            parts = found.setdefault((step, site), {}).setdefault(int(edge), {})
+            parts[metric] = value
+    return found

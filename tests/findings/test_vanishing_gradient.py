@@ -194,3 +194,44 @@ def test_what_is_lost_before_and_behind_a_body_that_repeats():
     assert chain(0.3, 0.4) == []
     (finding,) = chain(1.0, 1.2)
     assert finding.evidence["role"] == "body.*"
+
+
+def test_where_a_gradient_ends_is_told_and_how_far_it_had_faded():
+    def end(rate, nothing):
+        rows = [
+            (*r[:-1], 0.0 if int(r[1].split(".")[1]) < nothing else r[-1])
+            for r in made.ladder(rate, layers=12, noise=0)
+        ]
+        return find(rows, made.ladder_sites(12))[0]
+
+    cut = end(0.1, nothing=4)
+    assert (
+        "No gradient at all reaches layers.0.out: it ends between layers.4.out and" in cut.message
+    )
+    assert "decades" not in cut.message and "detach()" in cut.remedy
+    assert (cut.evidence["largest_drop_from"], cut.evidence["largest_drop_to"]) == (
+        "layers.4.out",
+        "layers.3.out",
+    )
+    faded = end(2.0, nothing=4)
+    assert "having lost 14 decades on its way there" in faded.message
+    assert "detach()" not in faded.remedy
+
+
+def test_a_gradient_that_is_not_zero_is_never_called_so():
+    (finding,) = find(made.ladder(3.5, layers=12, noise=0), made.ladder_sites(12))
+    assert "No gradient" not in finding.message
+    assert finding.evidence["decades"] == pytest.approx(38.5)
+
+
+def test_the_remedy_is_for_what_lies_between_the_layers():
+    def remedy(*others):
+        sites = [*made.ladder_sites(), *others]
+        rows = made.ladder(0.8)
+        rows += [r for s in others for r in made.series("module", s.name, "grad_norm", [1.0] * 40)]
+        return find(rows, sites)[0].remedy
+
+    tanh = "saturating activations"
+    assert tanh not in remedy()
+    assert tanh not in remedy(Site("head.squash", "module", "Tanh", order=50))
+    assert tanh in remedy(Site("layers.2.act", "module", "Tanh", order=2))

@@ -228,3 +228,36 @@ def test_last_values_of_several_processes_are_averaged():
     assert found["loss"] == (10, 10.5)
     assert found["b"][0] == 10 and math.isnan(found["b"][1])
     assert found["c"] == (20, 3.0)
+
+
+def test_of_several_findings_of_a_rule_the_one_that_explains_is_linked():
+    peaked = {"entropy": 0.01, "max_prob": 0.99, "gain": 1e-5, "jacobian_norm": 0.01}
+    rows, sites = [], []
+    for k in range(6):
+        sites.append(Site(f"layers.{k}", "module", order=k, depth=20 - k, shape=(8, 8), numel=64))
+        rows += [
+            (t, f"layers.{k}", "module", "", "grad_norm", 10 ** (-0.9 * (5 - k)))
+            for t in range(0, 200, 5)
+        ]
+        for part in ("heads", "layers")[k > 0 :]:
+            name = f"{part}.{k}:softmax"
+            sites.append(Site(name, "softmax", shape=(4, 8, 16), order=k))
+            rows += [
+                (t, name, "softmax", "", metric, value)
+                for t in range(0, 200, 5)
+                for metric, value in peaked.items()
+            ]
+    rows += [(t, "loss", "scalar", "", "value", 1.0) for t in range(0, 200, 5)]
+    page = build([Run.from_records(rows, sites)])
+    by_label = {v.label: v.finding for v in page.findings}
+    (symptom,) = [v for v in page.findings if v.finding.rule == "vanishing-gradient"]
+    assert sum(f.rule == "peaked-softmax" for f in by_label.values()) == 2
+    assert by_label[symptom.cause].site == symptom.finding.cause_site == "layers.0:softmax"
+
+
+@pytest.mark.parametrize("name", ["loss", "train_loss", "train/total_loss"])
+def test_the_loss_that_the_rules_read_is_the_headline(name):
+    rows = [(0, name, "scalar", "", "value", 2.5), (0, "a", "module", "", "grad_norm", 1.0)]
+    rows.append((0, "val_loss", "scalar", "", "value", 9.0))
+    page = build([Run.from_records(rows)])
+    assert page.runs[0].tiles[0] == ("final loss", "2.5")
