@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gradscope._version import __version__
 from gradscope.errors import GradscopeError
 from gradscope.store import load
 from gradscope.training import TrainConfig, train
@@ -32,6 +33,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Where a neural network's gradient goes, through which path, and what weakens it."""
 
 
 class Severity(StrEnum):

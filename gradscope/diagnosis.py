@@ -52,7 +52,11 @@ def one_step(model: nn.Module, closure: Callable[[], Any]) -> Run:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise GradscopeError(
                 "closure() must return the loss, one number as a tensor; it returned "
-                f"{type(loss).__name__}"
+                + (
+                    f"a tensor of shape {tuple(loss.shape)}: take its mean"
+                    if isinstance(loss, Tensor)
+                    else type(loss).__name__
+                )
             )
         if all(p.grad is None for p in model.parameters()):
             if not loss.requires_grad:

@@ -207,6 +207,14 @@ class Run:
     blocks: list[Block] = field(default_factory=list)
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        steps = self.steps
+        span = f"steps {steps[0]} to {steps[-1]}" if len(steps) else "no steps"
+        return (
+            f"<Run {self.name!r}: {len(steps)} recorded, {span}; {len(self.sites)} sites, "
+            f"{len(self.columns)} columns>"
+        )
+
     @classmethod
     def from_records(
         cls,
@@ -291,9 +299,10 @@ class Run:
             raise GradscopeError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
         known = {*METRICS, *(c.metric for c in self.columns)}
         if metric is not None and metric not in known:
-            close = get_close_matches(metric, known, n=3, cutoff=0.5)
-            would = " or ".join(close) if close else f"one of {', '.join(sorted(known))}"
-            raise GradscopeError(f"unknown metric {metric!r}; {would}")
+            close = get_close_matches(metric, known, n=3, cutoff=0.6)
+            meant = f"did you mean {' or '.join(close)}?" if close else ""
+            every = f"there are {', '.join(sorted(known))}"
+            raise GradscopeError(f"unknown metric {metric!r}; {meant or every}")
         parts = [self._tidy(b, kind, metric) for b in self.blocks]
         if metric in (None, "grad_rms"):
             parts.append(self._grad_rms(kind))

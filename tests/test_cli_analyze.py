@@ -115,3 +115,7 @@ def test_a_pipe_gets_plain_text_in_any_encoding(tmp_path):
     assert done.returncode == 0 and done.stderr == b""
     text = done.stdout.decode("ascii")
     assert "\x1b" not in text and "recorded steps" in text
+
+
+def test_version(run_cli):
+    assert run_cli("--version") == (0, f"{gradscope.__version__}\n", "")

@@ -340,3 +340,50 @@ def test_lazy_modules_are_refused_in_one_line():
     ):
         with pytest.raises(gradscope.GradscopeError, match="run one forward pass first"):
             use(model)
+
+
+def test_a_finding_is_printed_in_a_sentence():
+    said = str(finding("warning"))
+    assert said == "warning dominant-pathway (steps 0 to 1): message do"
+
+
+def test_two_open_scopes_do_not_share_a_file(tmp_path):
+    out = tmp_path / "run.pt"
+    one, other = healthy_net(), sigmoid_net()
+    optimizer = torch.optim.SGD(one.parameters(), 0.1)
+    scope = gradscope.attach(one, optimizer=optimizer, out=out, every=1)
+    with pytest.raises(gradscope.GradscopeError, match="recorded already, of Sequential"):
+        gradscope.attach(other, out=out)
+    steps(one, scope, 3, optimizer)
+    scope.close()
+    assert len(gradscope.load(out).steps) == 3
+    gradscope.attach(other, out=out).discard()  # a finished run is replaced
+
+
+def test_a_file_whose_model_is_gone_is_free(tmp_path):
+    """A notebook's cell that is run again: model, optimizer and scope are made anew."""
+    out = tmp_path / "run.pt"
+    first = gradscope.attach(healthy_net(), out=out)
+    second = gradscope.attach(healthy_net(), out=out)
+    assert first.recorder.closed and not second.recorder.closed
+    second.discard()
+
+
+def test_backward_passes_without_a_step_are_told(tmp_path):
+    model = healthy_net()
+    with (
+        pytest.warns(UserWarning, match="3 backward passes and no step"),
+        gradscope.attach(model, out=tmp_path / "run.pt"),
+    ):
+        for _ in range(3):
+            model(torch.randn(4, 8)).sum().backward()
+    with pytest.raises(gradscope.GradscopeError, match=r"call scope\.step\(\)"):
+        gradscope.report(gradscope.load(tmp_path / "run.pt"), tmp_path / "report")
+
+
+@pytest.mark.parametrize("given", [3.0, torch.optim.lr_scheduler.StepLR])
+def test_what_is_no_optimizer_is_refused(given):
+    if isinstance(given, type):
+        given = given(torch.optim.SGD(healthy_net().parameters(), 0.1), 1)
+    with pytest.raises(gradscope.GradscopeError, match=r"optimizer= takes a torch\.optim\.Optim"):
+        gradscope.attach(healthy_net(), optimizer=given, out=None)

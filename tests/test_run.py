@@ -80,7 +80,9 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(gradscope.GradscopeError, match="unknown metric 'grad_nrom'; grad_norm"):
+    with pytest.raises(
+        gradscope.GradscopeError, match="unknown metric 'grad_nrom'; did you mean grad_norm"
+    ):
         run().wide("module", "grad_nrom")
     assert run().frame(metric="effective_rank").empty  # there is one, but not in this run
 
@@ -121,3 +123,8 @@ def test_ten_thousand_steps_are_a_table():
         pd.Series(values, frame["step"].unique(), name="m1"),
         check_index=False,
     )
+
+
+def test_a_run_is_printed_in_a_line():
+    assert repr(run()) == "<Run 'run': 2 recorded, steps 0 to 10; 5 sites, 6 columns>"
+    assert "0 recorded, no steps" in repr(gradscope.Run())

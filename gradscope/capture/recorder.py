@@ -136,6 +136,11 @@ class Recorder:
     def model(self) -> nn.Module | None:
         return self._model()
 
+    @property
+    def without_steps(self) -> bool:
+        """Whether there were backward passes, of a model with no optimizer, and nobody counted."""
+        return self._by_hand and self.step == self._first and self.passes > 1
+
     def follow(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Count steps by these from now on, given in the order in which they step."""
         for handle in self._handles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -99,6 +100,9 @@ def attach(
     )
 
 
+_OPEN: weakref.WeakValueDictionary[Path, Scope] = weakref.WeakValueDictionary()  # by file
+
+
 class Scope:
     """A recording in progress. Made by `attach`."""
 
@@ -141,6 +145,7 @@ class Scope:
         if process is not None:
             self._meta["process"] = asdict(process)
             out = None if out is None else part_path(out, process.rank)
+        self._claim(out, model)
         self._ledger = Ledger(process.rank if process else 0)
         self._writer = Writer(out, self._meta, self._ledger, flush_every)
         self.recorder = Recorder(
@@ -157,6 +162,21 @@ class Scope:
         self._watch = None if on_finding is None else Watch(self._so_far, on_finding)
         self.recorder.recorded = self._look
         self._at_exit = _close_at_exit(self)
+        if self._out is not None:
+            _OPEN[self._out] = self
+
+    def _claim(self, out: Path | None, model: nn.Module) -> None:
+        """See that no open scope records into the same file; one whose model is gone is closed."""
+        self._out = None if out is None else out.absolute()
+        other = None if self._out is None else _OPEN.get(self._out)
+        if other is not None and other.recorder.closed is False:
+            recorded = other.recorder.model
+            if recorded is not None:
+                raise GradscopeError(
+                    f"{out} is being recorded already, of {type(recorded).__name__}: close that "
+                    "scope first, or give this one another out="
+                )
+            other.close()
 
     # -- what users call ---------------------------------------------------------------
 
@@ -346,6 +366,7 @@ class Scope:
         """
         if self.recorder.closed:
             return
+        without_steps = self.recorder.without_steps
         self.recorder.close()
         atexit.unregister(self._at_exit)
         if os.getpid() != self._process:  # a forked worker: the file is its parent's
@@ -359,6 +380,13 @@ class Scope:
         except Exception as error:  # what was written before can still be read
             self.recorder.trouble.caught("to the file", error)
             return
+        if without_steps and not ended:
+            warnings.warn(
+                f"gradscope saw {self.recorder.passes} backward passes and no step, and recorded "
+                "nothing: give attach() the optimizer, or call scope.step() once a step",
+                UserWarning,
+                stacklevel=2,
+            )
         try:
             self._look(at_end=True)
         except Exception:
@@ -400,7 +428,7 @@ def _check_held(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> No
 def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
     if given is None:
         return []
-    several = [given] if isinstance(given, torch.optim.Optimizer) else list(given)
+    several = list(given) if isinstance(given, Iterable) else [given]
     for optimizer in several:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise GradscopeError(

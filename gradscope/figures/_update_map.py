@@ -23,7 +23,7 @@ from gradscope.run import Run
         "the next measurement."
     ),
     requires=(("parameter", "update_ratio"),),
-    absent="no update of a parameter was measured (attach with optimizer=…)",
+    absent="no update of a parameter was measured (give attach() the optimizer)",
     shows=(("parameter", "update_ratio"), ("parameter", "weight_norm")),
 )
 def update_map(runs: Sequence[Run], marks: Sequence[Mark], theme: Theme) -> Figure:

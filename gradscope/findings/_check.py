@@ -29,15 +29,6 @@ class Check:
     outcomes: tuple[Outcome, ...]
     findings: tuple[Finding, ...]
 
-    @property
-    def summary(self) -> str:
-        """Such as "7 rules ran, 2 not applicable: no softmax"."""
-        ran = sum(o.ran for o in self.outcomes)
-        reasons = dict.fromkeys(o.skipped for o in self.outcomes if not o.ran)
-        text = f"{ran} rule{'s' * (ran != 1)} ran"
-        skipped = len(self.outcomes) - ran
-        return f"{text}, {skipped} not applicable: {'; '.join(reasons)}" if skipped else text
-
     def to_dict(self) -> dict[str, Any]:
         """Primitives: {"findings": [...], "rules": [{"rule", "ran", "skipped", "findings"}]}."""
         return {

@@ -78,6 +78,13 @@ class Finding:
         object.__setattr__(self, "last_step", int(self.last_step))
         object.__setattr__(self, "evidence", _plain(self.evidence))
 
+    def __str__(self) -> str:
+        steps = f"step {self.first_step}"
+        if self.last_step != self.first_step:
+            steps = f"steps {self.first_step} to {self.last_step}"
+        text = f"{self.severity} {self.rule} ({steps}): {self.message}"
+        return f"{text} {self.remedy}"
+
     def to_dict(self) -> dict[str, Any]:
         """The same as primitives; `json.dumps` takes it with `allow_nan=False`."""
         return {f: _plain(getattr(self, f)) for f in self.__dataclass_fields__}

@@ -16,6 +16,11 @@ def trainable(signals: Signals) -> list[str]:
     return [site.name for site in signals.run.sites_of("parameter", aliases=True)]
 
 
+def unregistered(names: list[str]) -> bool:
+    """Whether parameters are none of the model's, as of layers kept in a plain list."""
+    return any(name.startswith("(unregistered)") for name in names)
+
+
 def module_of(parameter: str) -> str:
     """Path of the module that a parameter lies in."""
     return parameter.rpartition(".")[0]

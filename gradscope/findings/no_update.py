@@ -82,8 +82,9 @@ STATES = {
     ),
     "stopped": State(
         "stopped moving though the loss has {loss} (median update ratio {ratio})",
-        "Look at the learning rate's course: a schedule that decays too soon, or is stepped once a "
-        "batch instead of once an epoch.",
+        "Look at the learning rate's course (a schedule that decays too soon, or is stepped once a "
+        "batch instead of once an epoch); if it stays up, at what takes the gradient away: an "
+        "output that saturates, or a softmax before a loss that applies its own.",
         "update_ratio",
     ),
     "put back": State(

@@ -18,9 +18,26 @@ import numpy as np
 
 from gradscope.findings._finding import Finding, View
 from gradscope.findings._groups import listed
-from gradscope.findings._parameters import MANY, is_held, share, trainable
+from gradscope.findings._parameters import (
+    MANY,
+    is_held,
+    share,
+    trainable,
+    unregistered,
+)
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals
+
+LEFT_OUT = (
+    "Pass model.parameters() to the optimizer after the model is complete (layers made or moved "
+    "later are missed), or add them with add_param_group; where they are not meant to learn, "
+    "requires_grad_(False) also saves their part of the backward pass."
+)
+UNLISTED = (
+    "The model uses these parameters but does not list them, as of layers in a plain list or dict: "
+    "keep layers in nn.ModuleList or nn.ModuleDict, and lone parameters in nn.ParameterList, "
+    "before the optimizer is made."
+)
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:
@@ -53,11 +70,7 @@ def find(signals: Signals) -> list[Finding] | Skipped:
                 f"optimizer has {'them' if several else 'it'}: {part:.1%} of the trainable "
                 "numbers stay as they were initialised."
             ),
-            remedy=(
-                "Pass model.parameters() to the optimizer after the model is complete (layers made "
-                "or moved later are missed), or add them with add_param_group; where they are not "
-                "meant to learn, requires_grad_(False) also saves their part of the backward pass."
-            ),
+            remedy=UNLISTED if unregistered(names) else LEFT_OUT,
             view=View("parameter", "grad_norm", tuple(names)),
         )
     ]

@@ -8,12 +8,13 @@ Source: what autograd adds up at a fork, by the multivariate chain rule.
 
 Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least `LONG` optimizer
 steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
-in a shorter run (queries and keys behind uniform attention start so), where share and gradient
-rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual; not where,
-of `LATE` recorded steps or more, none of the last quarter is above `SHARE`), where it came about
-while the loss fell (attention that has learned where to look starves its own query and key), where
-the consumer is no part of the model (an auxiliary term of the loss, small on purpose), and where
-fewer than three steps were recorded.
+in a shorter run (queries and keys behind uniform attention start so), also of less in a run under
+diffuse-softmax's `SHORT` for what leads into a softmax that is still uniform; where share and
+gradient rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual; not
+where, of `LATE` recorded steps or more, none of the last quarter is above `SHARE`), where it came
+about while the loss fell (attention that has learned where to look starves its own query and
+key), where the consumer is no part of the model (an auxiliary term of the loss, small on purpose),
+and where fewer than three steps were recorded.
 
 Silent about parameters and forks that normalise (see `_forks`), and about edges whose gradient is
 exactly 0 throughout: what a slice leaves out was not meant to count (parameters behind such an
@@ -33,6 +34,8 @@ from gradscope.findings._persistence import Spell, longest_spell
 from gradscope.findings._rule import Rule, Skipped
 from gradscope.findings._signals import Signals, quiet_median
 from gradscope.findings._training import progress
+from gradscope.findings.diffuse_softmax import ENTROPY as UNIFORM
+from gradscope.findings.diffuse_softmax import EVENNESS, SHORT
 
 SHARE = 1e-3  # branches of healthy nets have 4e-3 and more once they learn
 NEGLIGIBLE = 3e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
@@ -130,11 +133,26 @@ def _severity(signals: Signals, group: list[Starved], rising: bool, share: float
     outside = all(s.edge.startswith("(outside)") for s in group)
     if rising or outside or not any(s.spell.persistent for s in group):
         return "info"
+    if all(_waits_for_attention(signals, s) for s in group):
+        return "info"
     went = progress(signals)
     if went is not None and went.learned and not any(s.spell.from_start for s in group):
         return "info"
     long = any(s.spell.last - s.spell.first >= LONG for s in group)
     return "warning" if share < NEGLIGIBLE or long else "info"
+
+
+def _waits_for_attention(signals: Signals, starved: Starved) -> bool:
+    """Whether the edge leads into a module whose softmax is still uniform early in the run: its
+    logits get next to nothing until they differ, and `diffuse-softmax` tells if they never do."""
+    if starved.spell.last - starved.spell.first >= SHORT:
+        return False
+    evenness = signals.matrix("softmax", EVENNESS)
+    for site in evenness.sites:
+        module = site.split(":softmax")[0]
+        if module and starved.edge.startswith(f"{module}."):
+            return not quiet_median(evenness.column(site)) < UNIFORM
+    return False
 
 
 RULE = Rule("starved-pathway", (("fork", "grad_norm"),), find)

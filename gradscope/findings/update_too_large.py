@@ -133,16 +133,17 @@ def _finding(signals: Signals, updates: Updates, at: np.ndarray, threshold: floa
     peak = int(known[np.argmax(typical[known])])
     worst = ratios.sites[int(np.nanargmax(ratios.values[peak]))]
     step, largest = ratios.steps[peak], f"{typical[peak]:.2g}"
+    over = f"median over {len(ratios.keys)} weights, " if len(ratios.keys) > 1 else ""
     what = (
         f"{worst} by {largest} of its norm (at step {step})"
         if threshold == REPLACES
-        else f"the weights by {largest} of their norm (median over {len(ratios.keys)} weights, at "
-        f"step {step}; most at {worst})"
+        else f"the weights by {largest} of their norm ({over}at step {step}; most at {worst})"
     )
     end = "" if went is None else _aftermath(went.start, went.end)
+    severity = _severity(signals, updates, threshold)
     return Finding(
         rule="update-too-large",
-        severity=_severity(signals, updates, threshold),
+        severity=severity,
         site=worst,
         first_step=int(ratios.steps[at[0]]),
         last_step=int(ratios.steps[at[-1]]),
@@ -158,16 +159,25 @@ def _finding(signals: Signals, updates: Updates, at: np.ndarray, threshold: floa
             "loss_end": None if went is None else went.end,
         },
         message=f"One optimizer step changes {what}{end}.",
-        remedy=(
-            f"Lower the learning rate about {_round(typical[peak] / 1e-2):g} times, or warm it up "
-            "from 0; usual is an update of 1e-3 to 1e-2 of the weight."
-        ),
+        remedy=_remedy(severity, typical[peak]),
         view=View(
             "parameter",
             "update_ratio",
             tuple(ratios.sites),
             thresholds={"too large": threshold, "usual": 1e-3},
         ),
+    )
+
+
+def _remedy(severity: Severity, largest: float) -> str:
+    if severity == "info":
+        return (
+            "Nothing, if the loss fell all the same, as here; for steadier steps lower the "
+            "learning rate, or warm it up from 0."
+        )
+    return (
+        f"Lower the learning rate about {_round(largest / 1e-2):g} times, or warm it up from 0; "
+        "usual is an update of 1e-3 to 1e-2 of the weight."
     )
 
 

@@ -64,6 +64,12 @@ def _require_steps(run: Run) -> None:
                 f"{run.path or run.name} has no recorded steps: none of the optimizers given to "
                 "attach() ever stepped. Does the loop call step(), and of the same optimizer?"
             )
+        passes = int(run.meta.get("unfinished", 0))
+        if not run.meta.get("optimizer") and passes > 1:
+            raise RunError(
+                f"{run.path or run.name} has no recorded steps: {passes} backward passes, and "
+                "nothing that counts steps. Give attach() the optimizer, or call scope.step()"
+            )
         raise RunError(
             f"{run.path or run.name} has no recorded steps: the recording ended before a step "
             "whose gradients were due. Train for more steps, or record more often (every=1)"

@@ -91,6 +91,15 @@ class RunView:
     details: list[tuple[str, list[tuple[str, str]]]]
 
     @property
+    def ran(self) -> str:
+        """Such as "7 rules ran, 3 not applicable: no softmax"."""
+        ran = sum(o.ran for o in self.check.outcomes)
+        rest = [o.skipped for o in self.check.outcomes if not o.ran]
+        reasons = "; ".join(filter(None, dict.fromkeys(_BRIEF.get(r, r) for r in rest)))
+        text = f"{ran} rule{'s' * (ran != 1)} ran"
+        return f"{text}, {len(rest)} not applicable: {reasons}" if reasons else text
+
+    @property
     def complete(self) -> bool:
         return bool(self.run.meta.get("status", "complete") == "complete")
 
@@ -323,12 +332,25 @@ def _checked(checks: Sequence[Check], findings: Sequence[FindingView]) -> list[R
 _ABSENT = {
     "softmax": "the model has no attention softmax that could be seen",
     "fork": "no tensor of the model is used in several places",
-    "activation": "no activation function with a flat side was seen",
+    "activation": "no gradient reached an activation function with a flat side",
     "input": "what the model reads was not measured",
-    "parameter": "no trainable parameter was recorded",
+    "parameter": "no gradient reached a trainable parameter",
     "crossing": "gradients were not split by softmaxes crossed (ask with scope.crossings())",
     "pathway": "no pathway was named (ask with scope.pathway())",
     "cut": "no attention softmax follows another (scope.bottlenecks() looks from input to output)",
+}
+
+
+# The same in a word or two; what nobody asked for is left out.
+_BRIEF = {
+    "no activation": "no activation",
+    "no input": "data not measured",
+    "no cut": "no softmax behind another",
+    "no zero fraction of any module": "no float16 gradient",
+    "no parameter": "no gradient of a parameter",
+    "no crossing": "",
+    "no pathway": "",
+    "one process": "",
 }
 
 

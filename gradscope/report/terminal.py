@@ -33,9 +33,11 @@ def summary(page: Page) -> Group:
         parts.append(findings(page.findings, page, several))
     for i, view in enumerate(page.runs):
         whose = f"{view.run.name}: " if several else ""
-        parts.append(_name(f"{whose}{verdict(page.counts(i))}; {view.check.summary}."))
+        parts.append(_name(f"{whose}{verdict(page.counts(i))}; {view.ran}."))
         if not view.complete:
             parts.append(_name(f"{view.run.name} was cut off: its recording was never closed."))
+        if view.ended:
+            parts.append(_name(f"{view.run.name}: the training ended with {view.ended}."))
     return Group(*parts)
 
 
@@ -52,6 +54,8 @@ def findings(views: Sequence[FindingView], page: Page, several: bool) -> Table:
         what = Text(f.rule, style="bold")
         what.append(f"\n{printable(f.site)}" if f.site else "", style="not bold")
         message = _name(view.message)
+        if view.cause:
+            message.append(f" Explained by {view.cause}.", style="bold")
         message.append(f"\n→ {printable(view.remedy)}\n", style="dim")
         steps = view.steps.partition(" ")[2]
         run = f"\n{printable(page.runs[view.run].run.name)}" if several else ""
@@ -106,6 +110,7 @@ def _about(run: Run) -> Table:
         "run": run.name,
         "file": str(run.path or ""),
         "status": "complete" if meta.get("status") == "complete" else "cut off while recording",
+        "ended with": str(meta.get("ended") or ""),
         "processes": _processes(run),
         "recorded steps": span,
         "every": f"{meta['every']} optimizer steps" if "every" in meta else "",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradscope
-from gradscope.findings import SEVERITIES, Check, Outcome, analyze, check, rules
+from gradscope.findings import SEVERITIES, analyze, check, rules
 from gradscope.run import Run, Site
 from tests.reference import synthetic as made
 
@@ -77,16 +77,6 @@ def test_what_ran_and_what_did_not():
     for rule in ("vanishing-gradient", "exploding-gradient", "non-finite", "no-update", "detached"):
         assert not reasons[rule]
     assert [o.rule for o in found.outcomes] == [rule.name for rule in rules()]
-
-
-def test_summary():
-    ran = [Outcome("a"), Outcome("b")]
-    skipped = [Outcome("c", "no softmax"), Outcome("d", "no fork"), Outcome("e", "no softmax")]
-    assert Check(tuple(ran), ()).summary == "2 rules ran"
-    assert Check((*ran[:1], *skipped[:1]), ()).summary == "1 rule ran, 1 not applicable: no softmax"
-    assert Check((*ran, *skipped), ()).summary == (
-        "2 rules ran, 3 not applicable: no softmax; no fork"
-    )
 
 
 def made_healthy(steps=40):

@@ -159,3 +159,15 @@ def test_a_loss_that_no_parameter_is_in():
     (finding,) = find(detached, rows, called=called(0, 1, 2, 3))
     assert (finding.severity, finding.evidence["share_of_parameters"]) == ("critical", 1.0)
     assert (finding.first_step, finding.last_step) == (0, 39)
+
+
+def test_parameters_that_the_model_does_not_list_are_told_how_to_be_listed():
+    names = ["(unregistered).0", "(unregistered).1", "head.weight"]
+    rows = [r for r in made.parameters(names) if r[1] == names[2] or r[4] != "update_ratio"]
+    sites = [
+        replace(s, note="not in the optimizer") if "(" in s.name else s
+        for s in made.parameter_sites(names)
+    ]
+    meta = {"optimizer": {"class": "SGD"}}
+    (finding,) = apply(not_in_optimizer.RULE, Signals(made.run(rows, sites, meta)))
+    assert "nn.ModuleList" in finding.remedy and "add_param_group" not in finding.remedy

@@ -89,3 +89,21 @@ def test_pooling_by_mean_and_by_maximum_normalises_nothing():
     pooled = made.fork("points", {"max:amax": 1.0, "mean:mean": 1e-6}, 1.0)
     assert [f.evidence["edge"] for f in find(pooled)] == ["mean:mean"]
     assert isinstance(find(made.fork("points", {"x:div": 1.0, "x:mean": 1e-6}, 1.0)), Skipped)
+
+
+@pytest.mark.parametrize(
+    ("evenness", "every", "severity"),
+    [(0.9999, 5, "info"), (0.9, 5, "warning"), (0.9999, 10, "warning")],
+)
+def test_what_leads_into_attention_that_is_still_uniform_may_wait(evenness, every, severity):
+    edges = {"layer.0.attention.query:addmm": 1e-4, "layer.0.attention.value:addmm": 1.0}
+    rows = made.fork("embeddings", edges, 1.0) + made.softmax("layer.0.attention", [evenness] * 40)
+    rows = [(step * every, *rest) for step, *rest in rows]
+    (finding,) = find(rows, made.softmax_sites(["layer.0.attention"]))
+    assert finding.severity == severity
+
+
+def test_another_modules_attention_is_no_excuse():
+    rows = made.fork("h", {"adapter.down:addmm": 1e-4, "value:addmm": 1.0}, 1.0)
+    rows += made.softmax("layer.0.attention", [0.9999] * 40)
+    assert find(rows, made.softmax_sites(["layer.0.attention"]))[0].severity == "warning"

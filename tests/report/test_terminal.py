@@ -35,7 +35,8 @@ def test_a_clean_run_says_so_and_what_was_checked():
     rows = [(s, "m", "module", "", "grad_norm", 1.0) for s in range(3)]
     page = build([Run.from_records(rows)])
     said = " ".join(printed(summary(page)).split())
-    assert said == f"No findings; {page.runs[0].check.summary}."
+    assert said == f"No findings; {page.runs[0].ran}."
+    assert "rules ran" in said and "no crossing" not in said and "no softmax" in said
 
 
 def test_several_runs_are_compared():
@@ -87,3 +88,14 @@ def test_many_sites_are_listed_on_request():
 
 def test_an_empty_run():
     assert "none" in printed(contents(Run()))
+
+
+def test_what_ended_the_training_and_what_explains_a_finding_is_said():
+    page = build([broken(4)])
+    text = printed(summary(page))
+    caused = [v for v in page.findings if v.cause]
+    assert caused and text.count("Explained by F") == len(caused)
+    rows = [(s, "m", "module", "", "grad_norm", 1.0) for s in range(3)]
+    run = Run.from_records(rows, meta={"ended": "ValueError: oops", "status": "complete"})
+    assert "the training ended with ValueError: oops" in printed(summary(build([run])))
+    assert "ValueError: oops" in printed(contents(run))
