@@ -66,8 +66,8 @@ def depth_ends(runs: Sequence[Run], marks: Sequence[Mark] = ()) -> list[Ends | N
         "recorded steps. Read it from the bottom up, as the gradient flows: a line that runs to "
         "the left loses a constant factor per layer, a vertical one keeps its gradient. A line "
         "joins one kind of module in layer after layer (that of the finding, where there is "
-        "one), and every other module is a dot. The legend gives the ratio of the topmost to the "
-        "bottommost point of each line."
+        "one), and every other module is a dot, at the last step. The legend gives the "
+        "ratio of the topmost to the bottommost point of each line."
     ),
     caption_several=(
         "The gradient's profile at the first, the middle and the last recorded step, one colour "

@@ -56,7 +56,7 @@ def merge(orders: Sequence[Sequence[str]]) -> list[str]:
 
 
 def ladder(sites: Sequence[Site], marks: Sequence[Mark] = ()) -> list[int]:
-    """Indices of the sites that a depth profile joins: one role in layer after layer.
+    """Indices of the sites that a depth profile joins: one role, and type, in layer after layer.
 
     That which a finding is about, if there is one; else the outermost role that runs through
     most layers (`layers.0`, `layers.1`, … rather than what is inside them). All sites where no
@@ -81,32 +81,40 @@ def common_ladders(
     shared = set.intersection(*(set(k) for k in known)) if known else set()
     if not shared:
         return [ladder(sites) for sites in several]
-    found = [role(m.site) for m in marks if m.kind == "module" and len(m.sites) >= 3]
+    types = {s.name: s.type for sites in several for s in sites}
+    found = [
+        (role(m.site), types.get(m.site, ""))
+        for m in marks
+        if m.kind == "module" and len(m.sites) >= 3
+    ]
     best = next(
-        (name for name in found if name in shared),
-        _outermost([{name: k[name] for name in shared} for k in known]),
+        (kind for kind in found if kind in shared),
+        _outermost([{kind: k[kind] for kind in shared} for k in known]),
     )
     return [k[best] for k in known]
 
 
-def _outermost(known: Sequence[dict[str, list[int]]]) -> str:
+Kind = tuple[str, str]  # role and type: a Linear's gradient differs from that of the GELU behind it
+
+
+def _outermost(known: Sequence[dict[Kind, list[int]]]) -> Kind:
     """The shortest name among the roles with nearly as many rungs as any.
 
     Nearly: the last block's output is often the stack's own, and then bears the stack's name.
     """
-    rungs = {name: sum(len(k[name]) for k in known) for name in known[0]}
-    many = [name for name, n in rungs.items() if n >= 0.75 * max(rungs.values())]
-    return min(many, key=lambda name: (name.count("."), len(name), -rungs[name], name))
+    rungs = {kind: sum(len(k[kind]) for k in known) for kind in known[0]}
+    many = [kind for kind, n in rungs.items() if n >= 0.75 * max(rungs.values())]
+    return min(many, key=lambda kind: (kind[0].count("."), len(kind[0]), -rungs[kind], kind))
 
 
-def _ladders(sites: Sequence[Site]) -> dict[str, list[int]]:
-    roles: dict[str, list[int]] = {}
+def _ladders(sites: Sequence[Site]) -> dict[Kind, list[int]]:
+    kinds: dict[Kind, list[int]] = {}
     for i, site in enumerate(sites):
-        roles.setdefault(role(site.name), []).append(i)
+        kinds.setdefault((role(site.name), site.type), []).append(i)
     return {
-        name: rungs
-        for name, rungs in roles.items()
-        if "*" in name and _in_series([sites[i] for i in rungs])
+        kind: rungs
+        for kind, rungs in kinds.items()
+        if "*" in kind[0] and _in_series([sites[i] for i in rungs])
     }
 
 

@@ -146,9 +146,19 @@ def _thresholds(axes: Axes, panel: Panel, marks: Sequence[Mark], theme: Theme) -
             for label, y in m.thresholds.items():
                 colour = theme.severity[m.severity]
                 axes.axhline(y, color=colour, lw=1, ls="--")
-                text = plain(f" {m.label} {label}")
-                where = axes.get_yaxis_transform()
-                axes.text(0, y, text, color=colour, fontsize=8, va="bottom", transform=where)
+                text = plain(f"{m.label} {label}")
+                axes.text(
+                    1,
+                    y,
+                    text,
+                    color=colour,
+                    fontsize=8,
+                    ha="right",
+                    va="bottom",
+                    transform=axes.get_yaxis_transform(),
+                    zorder=5,
+                    bbox={"facecolor": theme.paper, "alpha": 0.85, "lw": 0, "pad": 1},
+                )
 
 
 def _legend(fig: Figure, names: Sequence[str], theme: Theme) -> None:

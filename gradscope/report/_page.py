@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradscope.figures import FIGURES, Ends, Evidence, FigureKind, Mark, depth_ends, evidence_of
-from gradscope.figures._text import distinct, number, pretty
+from gradscope.figures._text import distinct, number, pretty, shorten
 from gradscope.findings import SEVERITIES, Check, Finding, check, rules
 from gradscope.run import METRICS, Run
 from gradscope.scalars import training_loss
@@ -409,7 +409,8 @@ def _tiles(run: Run, ends: Ends | None) -> list[tuple[str, str]]:
     found = zip(_HEADLINES, _headlines(run), strict=True)
     tiles = [(title, number(value)) for title, value in found if value is not None]
     if ends and math.isfinite(ends.ratio):
-        tiles.append(("gradient, first / last layer", number(ends.ratio, 2)))
+        names = (shorten(name, 24) for name in (ends.first_site, ends.last_site))
+        tiles.append((f"gradient, {' / '.join(names)}", number(ends.ratio, 2)))
     return tiles
 
 

@@ -63,3 +63,15 @@ def test_merge_puts_what_is_added_where_it_follows():
 def test_merge_names_everything_once(orders):
     merged = merge(orders)
     assert sorted(merged) == sorted({n for names in orders for n in names})
+
+
+def test_modules_of_different_types_are_not_joined():
+    names = [f"b.{k}{part}" for k in range(3) for part in (".f.0", ".f.1", "")]
+    types = {"f.0": "Linear", "f.1": "GELU"}
+    sites = [
+        Site(n, "module", types.get(n.partition(".")[2][2:], "Block"), i, len(names) - i)
+        for i, n in enumerate(names)
+    ]
+    assert [sites[i].name for i in ladder(sites)] == ["b.0", "b.1", "b.2"]
+    mlp = [Site(str(k), "module", ("Linear", "ReLU")[k % 2], k, 5 - k) for k in range(5)]
+    assert ladder(mlp) == [0, 2, 4]
