@@ -16,6 +16,7 @@ launch together, and `load("run.rank1.pt")` opens that part alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -181,8 +182,17 @@ class Journal:
         self._file.flush()
 
     def finish(self) -> Run:
-        """Close the journal and put one complete run.pt in its place."""
+        """Close the journal and put one complete run.pt in its place.
+
+        Raises:
+            RunError: if the file is no longer there; the journal is kept.
+        """
         self._file.close()
+        if not self.path.exists():
+            raise RunError(
+                f"{self.path} was moved or removed while it was recorded: put it back beside "
+                f"{journal_path(self.path).name}, which has what was recorded, and load it"
+            )
         run = _load_part(self.path)
         run.meta["status"] = "complete"
         save(run, self.path)
@@ -194,10 +204,6 @@ class Journal:
         self._file.close()
         for path in (self.path, journal_path(self.path)):
             path.unlink(missing_ok=True)
-
-    def abandon(self) -> None:
-        """Close the file and leave what is on disk as it is."""
-        self._file.close()
 
 
 def check_writable(path: Path) -> None:
@@ -238,6 +244,8 @@ def _read(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # what torch meets in a file that was cut off
+            raise RunError(f"{path} is not a gradscope run: it is truncated, or damaged") from error
         raise RunError(f"can't read {path}: {error.strerror or error}") from error
     except RunError:
         raise

@@ -88,7 +88,6 @@ def test_a_frame_cut_off_by_a_kill_costs_that_frame_only(tmp_path, lost):
     path = tmp_path / "run.pt"
     journal = Journal(path, Run(meta={}))
     fill(journal, 5)
-    journal.abandon()
     raw = journal_path(path).read_bytes()
     journal_path(path).write_bytes(raw[:-lost])
     assert load(path).frame()["value"].tolist() == [0, 1, 2, 3]
@@ -98,7 +97,6 @@ def test_a_frame_with_a_flipped_bit_is_not_read(tmp_path):
     path = tmp_path / "run.pt"
     journal = Journal(path, Run(meta={}))
     fill(journal, 3)
-    journal.abandon()
     raw = bytearray(journal_path(path).read_bytes())
     raw[-100] ^= 1
     journal_path(path).write_bytes(raw)
@@ -279,7 +277,21 @@ def test_the_journal_is_frames_of_length_and_checksum(tmp_path):
     path = tmp_path / "run.pt"
     journal = Journal(path, Run(meta={}))
     fill(journal, 2)
-    journal.abandon()
     raw = journal_path(path).read_bytes()
     length, _ = struct.unpack_from("<QI", raw)
     assert struct.unpack_from("<QI", raw, 12 + length)[0] == len(raw) - length - 24
+
+
+@pytest.mark.parametrize("kept", [100, 0.2, 0.7, 0.99])
+def test_a_file_that_was_cut_off_is_called_so(tmp_path, kept):
+    path = tmp_path / "run.pt"
+    save(
+        Run.from_records(
+            [(s, f"l.{k}", "module", "", "grad_norm", 1.0) for s in range(500) for k in range(9)]
+        ),
+        path,
+    )
+    raw = path.read_bytes()
+    path.write_bytes(raw[: kept if isinstance(kept, int) else int(kept * len(raw))])
+    with pytest.raises(RunError, match="truncated"):
+        load(path)

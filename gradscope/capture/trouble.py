@@ -6,6 +6,14 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+from gradscope.errors import RunError
+
+
+def _told(error: BaseException, text: str) -> str:
+    if isinstance(error, RunError):  # the file system's or the user's doing, said in a sentence
+        return str(error)
+    return f"Please report this with the text below.\n{text}"
+
 
 class Trouble:
     """Switches a part of the instrument off at its first failure.
@@ -40,7 +48,7 @@ class Trouble:
         self._errors.append(f"step {self._step()}: {part}: {text}")
         warnings.warn(
             f"gradscope stopped recording {part} at step {self._step()}; training goes on "
-            f"unchanged. Please report this with the text below.\n{text}",
+            f"unchanged. {_told(error, text)}",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradscope.errors import GradscopeError, RunError, path_given
 from gradscope.run import Run
+from gradscope.store import journal_path
 
 if TYPE_CHECKING:
     from gradscope.report._page import Page
@@ -59,18 +60,29 @@ def default_directory(run: str | os.PathLike[str]) -> Path:
 def _require_steps(run: Run) -> None:
     """Raise RunError unless gradients were recorded at some step."""
     if not len(run.steps):
-        if run.meta.get("optimizer") and run.meta.get("steps") == 0:
-            raise RunError(
-                f"{run.path or run.name} has no recorded steps: none of the optimizers given to "
-                "attach() ever stepped. Does the loop call step(), and of the same optimizer?"
-            )
-        passes = int(run.meta.get("unfinished", 0))
-        if not run.meta.get("optimizer") and passes > 1:
-            raise RunError(
-                f"{run.path or run.name} has no recorded steps: {passes} backward passes, and "
-                "nothing that counts steps. Give attach() the optimizer, or call scope.step()"
-            )
-        raise RunError(
-            f"{run.path or run.name} has no recorded steps: the recording ended before a step "
-            "whose gradients were due. Train for more steps, or record more often (every=1)"
+        raise RunError(f"{run.path or run.name} has no recorded steps: {_why_none(run)}")
+
+
+def _why_none(run: Run) -> str:
+    meta = run.meta
+    trainable = (meta.get("model") or {}).get("trainable")
+    passes = int(meta.get("unfinished", 0))
+    if meta.get("status") == "recording" and run.path and not journal_path(run.path).exists():
+        journal = journal_path(run.path).name
+        return f"it was taken away while it was recorded, from beside {journal}, which has them"
+    if trainable == 0:
+        return "no parameter of the model is trainable"
+    if meta.get("optimizer") and meta.get("steps") == 0:
+        return (
+            "none of the optimizers given to attach() ever stepped. Does the loop call step(), and "
+            "of the same optimizer?"
         )
+    if not meta.get("optimizer") and passes > 1:
+        return (
+            f"{passes} backward passes, and nothing that counts steps. Give attach() the "
+            "optimizer, or call scope.step()"
+        )
+    return (
+        "the recording ended before a step whose gradients were due. Train for more steps, or "
+        "record more often (every=1)"
+    )

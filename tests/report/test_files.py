@@ -150,3 +150,30 @@ def test_a_report_on_an_optimizer_that_never_stepped(tmp_path):
 
 def test_the_report_lies_beside_its_run():
     assert str(default_directory("runs/deep.pt")) == str(Path("runs/deep-report"))
+
+
+def test_a_report_on_a_model_that_is_frozen(tmp_path):
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with gradscope.attach(model, out=None, every=1) as scope:
+        model(torch.ones(1, 2))
+        scope.step()
+    with pytest.raises(RunError, match="no parameter of the model is trainable"):
+        gradscope.report(scope.run(), tmp_path / "report")
+
+
+def test_a_file_that_is_taken_away_while_it_is_recorded(tmp_path):
+    path, elsewhere = tmp_path / "run.pt", tmp_path / "elsewhere" / "run.pt"
+    elsewhere.parent.mkdir()
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scope = gradscope.attach(model, optimizer=optimizer, out=path, every=1)
+    for _ in range(3):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    path.rename(elsewhere)
+    with pytest.warns(RuntimeWarning, match=r"put it back beside run\.pt\.journal"):
+        scope.close()
+    with pytest.raises(RunError, match=r"from beside run\.pt\.journal"):
+        gradscope.report(gradscope.load(elsewhere), tmp_path / "report")
+    elsewhere.rename(path)
+    assert len(gradscope.load(path).steps) == 3
