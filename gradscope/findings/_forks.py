@@ -6,6 +6,8 @@ that normalise, with an edge into a reduction beside others of the same module: 
 x − mean(x), exp(x) / Σ exp(x) that edge exists to take back what the other one sends along the
 direction that is normalised away.
 x / (1 + |x|), a softsign, is left out: one function, whose denominator matters where it is flat.
+So is a maximum that is subtracted and added again, as in a running log-sum-exp: the result does not
+depend on it.
 Where all edges reduce, as in pooling by mean and by maximum, none takes back another's.
 """
 
@@ -20,8 +22,11 @@ from gradscope.findings._signals import Signals
 
 _REDUCTIONS = re.compile(
     r"^(linalg_?|vector_?)*(norm|mean|sum|var|std|varmean|stdmean|amax|amin|max|min|pow|logsumexp"
-    r"|square|prod|cumsum)\d*$"
+    r"|square|prod|cumsum|maximum)\d*$"
 )
+
+_LARGEST = frozenset({"maximum", "amax", "max", "cummax", "logsumexp"})
+_SHIFTS = _LARGEST | {"sub", "add", "exp"}
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,17 @@ def forks(signals: Signals) -> tuple[np.ndarray, list[Fork]]:
         edges = tuple(norms.keys[j][1] for j in at)
         if len(edges) < 2 or ("parameter", site) in signals.run.sites:
             continue
-        if {_operation(edge) for edge in edges} == {"abs", "div"}:
+        if {_operation(edge) for edge in edges} == {"abs", "div"} or _is_shift(site, edges):
             continue
         total = totals.column(site) if site in totals else np.full(len(norms.steps), np.nan)
         found.append(Fork(site, edges, norms.values[:, at], total, _normalises(edges)))
     return norms.steps, found
+
+
+def _is_shift(site: str, edges: tuple[str, ...]) -> bool:
+    """Whether the tensor is a largest value that others are shifted by."""
+    read = {_operation(edge) for edge in edges}
+    return _operation(site) in _LARGEST and "sub" in read and read <= _SHIFTS
 
 
 def _normalises(edges: tuple[str, ...]) -> bool:

@@ -12,10 +12,14 @@ Severity. Warning: what lies before the fork learns from what two larger forces 
 where fewer than three steps were recorded.
 
 Silent where it begins later in the run (at an optimum the terms must cancel), about parameters,
-forks that normalise (see `_forks`), and tensors that a gate mixes with another.
+forks that normalise (see `_forks`), tensors that a gate mixes with another, and single calls among
+many of one operation (`OFTEN`).
 """
 
 from __future__ import annotations
+
+import re
+from collections import Counter
 
 import numpy as np
 
@@ -29,6 +33,7 @@ from gradscope.findings._signals import Signals, quiet_median
 AGREEMENT = 0.1  # a hundredth of the terms' energy is left; healthy forks are above 0.3
 GONE = 1e-4  # where a reduction takes something back, but not all
 HELD = 0.8  # share of the recorded steps
+OFTEN = 0.1  # share of the calls of one operation: the first of a recurrence has nothing to add to
 BEYOND = 1.001  # rounding
 
 
@@ -46,10 +51,18 @@ def find(signals: Signals) -> list[Finding] | Skipped:
         spell = longest_spell(steps, np.where(known, agreement, 1.0) < least, known)
         if spell is not None and spell.share >= HELD and spell.from_start and spell.ongoing:
             cancelling[fork.site] = (fork, spell)
+    calls = Counter(_base(fork.site) for fork in judged)
+    among = Counter(map(_base, cancelling))
+    lasting = [s for s in cancelling if among[_base(s)] >= OFTEN * calls[_base(s)]]
     return [
         _finding(signals, [cancelling[site] for site in sites])
-        for sites in by_role(cancelling).values()
+        for sites in by_role(lasting).values()
     ]
+
+
+def _base(site: str) -> str:
+    """A site without the number of its call."""
+    return re.sub(r"#\d+", "", site)
 
 
 def _interpolates(fork: Fork) -> bool:

@@ -8,8 +8,8 @@ Source: what autograd adds up at a fork, by the multivariate chain rule.
 
 Severity. Warning where the share is under `NEGLIGIBLE`, or the run is at least `LONG` optimizer
 steps long: what lies behind the edge does not take part in shaping this tensor. Info above that
-in a shorter run (queries and keys behind uniform attention start so), also of less in a run under
-diffuse-softmax's `SHORT` for what leads into a softmax that is still uniform; where share and
+in a shorter run (queries and keys behind uniform attention start so), and down to `YOUNG` in a run
+under diffuse-softmax's `SHORT` for what leads into a softmax that is still uniform; where share and
 gradient rise (a branch that starts near 0, such as LayerScale or a zero-initialised residual; not
 where, of `LATE` recorded steps or more, none of the last quarter is above `SHARE`), where it came
 about while the loss fell (attention that has learned where to look starves its own query and
@@ -39,6 +39,7 @@ from gradscope.findings.diffuse_softmax import EVENNESS, SHORT
 
 SHARE = 1e-3  # branches of healthy nets have 4e-3 and more once they learn
 NEGLIGIBLE = 3e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
+YOUNG = 2e-5  # the same in models 32 wide have 7e-5 and more
 LONG = 1000  # optimizer steps
 HELD = 0.8  # share of the recorded steps
 LATE = 20  # recorded steps
@@ -133,7 +134,7 @@ def _severity(signals: Signals, group: list[Starved], rising: bool, share: float
     outside = all(s.edge.startswith("(outside)") for s in group)
     if rising or outside or not any(s.spell.persistent for s in group):
         return "info"
-    if all(_waits_for_attention(signals, s) for s in group):
+    if share >= YOUNG and all(_waits_for_attention(signals, s) for s in group):
         return "info"
     went = progress(signals)
     if went is not None and went.learned and not any(s.spell.from_start for s in group):

@@ -82,3 +82,19 @@ def test_one_step_is_info():
 
 def test_no_gradient_to_speak_of():
     assert find(made.fork("t", {"a:add": 0.0, "b:add": 1e-300}, 0.0)) == []
+
+
+def test_a_running_maximum_is_a_shift_that_the_result_does_not_depend_on():
+    edges = {"block:sub": 1.0, "block:sub#1": 1.0}
+    assert isinstance(find(made.fork("block:maximum", edges, 1e-8)), Skipped)
+    assert len(find(made.fork("block:linear", edges, 1e-8))) == 1
+
+
+@pytest.mark.parametrize(("cancelling", "found"), [(1, 0), (2, 0), (3, 1), (24, 1)])
+def test_the_first_calls_of_many_are_no_condition(cancelling, found):
+    rows = []
+    for k in range(24):
+        left = 1e-8 if k < cancelling else 1.0
+        site = f"block:exp#{k}" if k else "block:exp"
+        rows += made.fork(site, {"block:mul": 1.0, "block:add": 1.0}, left)
+    assert len(find(rows)) == found

@@ -107,3 +107,16 @@ def test_another_modules_attention_is_no_excuse():
     rows = made.fork("h", {"adapter.down:addmm": 1e-4, "value:addmm": 1.0}, 1.0)
     rows += made.softmax("layer.0.attention", [0.9999] * 40)
     assert find(rows, made.softmax_sites(["layer.0.attention"]))[0].severity == "warning"
+
+
+def test_next_to_nothing_is_too_little_for_young_attention_too():
+    edges = {"layer.0.attention.query:addmm": 1e-6, "layer.0.attention.value:addmm": 1.0}
+    rows = made.fork("embeddings", edges, 1.0) + made.softmax("layer.0.attention", [0.9999] * 40)
+    assert find(rows, made.softmax_sites(["layer.0.attention"]))[0].severity == "warning"
+
+
+def test_a_running_maximum_is_a_shift_and_no_branch():
+    kept = {"block:maximum": 1e-7, "block:sub": 1.0, "block:add": 0.5}
+    assert isinstance(find(made.fork("block:maximum#1", kept, 1.0)), Skipped)
+    assert isinstance(find(made.fork("block:select", kept, 1.0)), Skipped)
+    assert find(made.fork("block:linear", {"block:sub": 1e-7, "block:add": 1.0}, 1.0))

@@ -5,6 +5,7 @@ from typing import Any
 from analyses.faults.case import Case
 from analyses.faults.healthy import (
     attention,
+    huggingface,
     losses,
     optimizers,
     parts,
@@ -23,6 +24,7 @@ THEMES = [
     parts.RUNS,
     precision.RUNS,
     losses.RUNS,
+    huggingface.RUNS,
 ]
 
 
