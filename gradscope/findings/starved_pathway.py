@@ -39,7 +39,7 @@ from gradscope.findings.diffuse_softmax import EVENNESS, SHORT
 
 SHARE = 1e-3  # branches of healthy nets have 4e-3 and more once they learn
 NEGLIGIBLE = 3e-4  # queries and keys at weights of std 0.02 have 4e-4 and more for 200 steps
-YOUNG = 2e-5  # the same in models 32 wide have 7e-5 and more
+YOUNG = 5e-7  # models 32 wide have 7e-5 and more, behind an embedding that is projected 2e-6
 LONG = 1000  # optimizer steps
 HELD = 0.8  # share of the recorded steps
 LATE = 20  # recorded steps

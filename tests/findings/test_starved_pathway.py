@@ -110,7 +110,7 @@ def test_another_modules_attention_is_no_excuse():
 
 
 def test_next_to_nothing_is_too_little_for_young_attention_too():
-    edges = {"layer.0.attention.query:addmm": 1e-6, "layer.0.attention.value:addmm": 1.0}
+    edges = {"layer.0.attention.query:addmm": 1e-7, "layer.0.attention.value:addmm": 1.0}
     rows = made.fork("embeddings", edges, 1.0) + made.softmax("layer.0.attention", [0.9999] * 40)
     assert find(rows, made.softmax_sites(["layer.0.attention"]))[0].severity == "warning"
 
