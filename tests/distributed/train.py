@@ -98,6 +98,7 @@ def main(directory, which):
             "recorded": train(setup, recorded),
         }
         torch.save(results, directory / f"{name}.results{rank}")
+    dist.barrier()  # who leaves first would cut the other off
     dist.destroy_process_group()
 
 

@@ -14,14 +14,19 @@ SCRIPT = str(SCRIPTS / "distributed.py")
 def torchrun(*words, cwd):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     environment_ = {**environment(), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *words],
-        cwd=cwd,
-        env=environment_,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    for _ in range(3):
+        process = subprocess.run(
+            [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *words],
+            cwd=cwd,
+            env=environment_,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        # Now and then gloo aborts as its processes part, without gradscope as with it.
+        if "SIGABRT" not in process.stderr:
+            break
+    return process
 
 
 @pytest.mark.supports(process="`gradscope run` under torchrun", shows="identical training")
