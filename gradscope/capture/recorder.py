@@ -139,7 +139,7 @@ class Recorder:
     @property
     def without_steps(self) -> bool:
         """Whether there were backward passes, of a model with no optimizer, and nobody counted."""
-        return self._by_hand and self.step == self._first and self.passes > 1
+        return not self.optimizers and self.step == self._first and self.passes > 1
 
     def follow(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Count steps by these from now on, given in the order in which they step."""
@@ -147,7 +147,6 @@ class Recorder:
             handle.remove()
         self._handles = []
         self.optimizers = optimizers
-        self._by_hand = not optimizers  # steps are counted by hand
         for optimizer in optimizers:
             self._handles += [
                 optimizer.register_step_pre_hook(self.before_step),
@@ -256,7 +255,7 @@ class Recorder:
             self.calls.arm()
         elif self.calls.armed:
             self.calls.disarm()
-        if self._recording and self._by_hand and self.step > self._first:
+        if self._recording and not self.optimizers and self.step > self._first:
             self._copy_weights()
 
     def _copy_weights(self) -> None:
@@ -374,7 +373,7 @@ class Recorder:
                     # Set where a fused optimizer divides by the scale itself.
                     scale = getattr(optimizer, "grad_scale", None)
                     self._parameters.gradients(scale, self._moved_by(optimizer))
-                if not self._by_hand:
+                if self.optimizers:  # else they were copied as the step began
                     self._parameters.before_update(
                         self._recorded,
                         self._moved_by(optimizer),

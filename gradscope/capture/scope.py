@@ -145,7 +145,7 @@ class Scope:
         if process is not None:
             self._meta["process"] = asdict(process)
             out = None if out is None else part_path(out, process.rank)
-        self._claim(out, model)
+        claimed = _claim(out)
         self._ledger = Ledger(process.rank if process else 0)
         self._writer = Writer(out, self._meta, self._ledger, flush_every)
         self.recorder = Recorder(
@@ -162,21 +162,8 @@ class Scope:
         self._watch = None if on_finding is None else Watch(self._so_far, on_finding)
         self.recorder.recorded = self._look
         self._at_exit = _close_at_exit(self)
-        if self._out is not None:
-            _OPEN[self._out] = self
-
-    def _claim(self, out: Path | None, model: nn.Module) -> None:
-        """See that no open scope records into the same file; one whose model is gone is closed."""
-        self._out = None if out is None else out.absolute()
-        other = None if self._out is None else _OPEN.get(self._out)
-        if other is not None and other.recorder.closed is False:
-            recorded = other.recorder.model
-            if recorded is not None:
-                raise GradscopeError(
-                    f"{out} is being recorded already, of {type(recorded).__name__}: close that "
-                    "scope first, or give this one another out="
-                )
-            other.close()
+        if claimed is not None:
+            _OPEN[claimed] = self
 
     # -- what users call ---------------------------------------------------------------
 
@@ -410,6 +397,27 @@ class Scope:
         trace: TracebackType | None,
     ) -> None:
         self.close("" if error is None else f"{type(error).__name__}: {error}")
+
+
+def _claim(out: Path | None) -> Path | None:
+    """The file that is free to record into; an open scope whose model is gone is closed for it.
+
+    Raises:
+        GradscopeError: if an open scope records into it.
+    """
+    if out is None:
+        return None
+    claimed = out.resolve()
+    other = _OPEN.get(claimed)
+    if other is not None and not other.recorder.closed:
+        recorded = other.recorder.model
+        if recorded is not None:
+            raise GradscopeError(
+                f"{out} is being recorded already, of {type(recorded).__name__}: close that "
+                "scope first, or give this one another out="
+            )
+        other.close()
+    return claimed
 
 
 def _check_held(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:

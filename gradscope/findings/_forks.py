@@ -20,6 +20,7 @@ import numpy as np
 
 from gradscope.findings._signals import Signals
 
+# `maximum` as well: of two tensors, but what is shifted by it is shifted as by max().
 _REDUCTIONS = re.compile(
     r"^(linalg_?|vector_?)*(norm|mean|sum|var|std|varmean|stdmean|amax|amin|max|min|pow|logsumexp"
     r"|square|prod|cumsum|maximum)\d*$"

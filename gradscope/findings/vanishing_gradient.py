@@ -61,7 +61,7 @@ STARVED = 1e-2  # early layers that move 100 times less than late ones do not ta
 ALIKE = 0.1  # early layers that move at least a tenth as much do
 GATED = {"LSTM", "LSTMCell", "GRU", "GRUCell"}
 DONE = 0.8  # share of the loss's whole fall: what comes later is of a run that has learned
-NOTHING = 30.0  # decades that only a gradient of exactly 0 can show
+NOTHING = 30.0  # decades; a gradient of exactly 0 counts as 1e-45, and so little is as good as 0
 
 
 def find(signals: Signals) -> list[Finding] | Skipped:

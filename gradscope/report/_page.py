@@ -95,7 +95,7 @@ class RunView:
         """Such as "7 rules ran, 3 not applicable: no softmax"."""
         ran = sum(o.ran for o in self.check.outcomes)
         rest = [o.skipped for o in self.check.outcomes if not o.ran]
-        reasons = "; ".join(filter(None, dict.fromkeys(_BRIEF.get(r, r) for r in rest)))
+        reasons = "; ".join(filter(None, dict.fromkeys(map(_brief, rest))))
         text = f"{ran} rule{'s' * (ran != 1)} ran"
         return f"{text}, {len(rest)} not applicable: {reasons}" if reasons else text
 
@@ -260,7 +260,7 @@ def compare(runs: Sequence[Run], ends: Sequence[Ends | None]) -> list[Comparison
     """Final values side by side, and how much gradient arrives at the first layer."""
     rows = []
     for run, e in zip(runs, ends, strict=True):
-        loss, accuracy, val_accuracy = _headlines(run)
+        loss, accuracy, val_accuracy = _headlines(run).values()
         gradient = (e.first, e.last, e.ratio) if e else (None, None, None)
         rows.append(Comparison(loss, accuracy, val_accuracy, *gradient))
     return rows
@@ -272,20 +272,21 @@ def best(values: Sequence[float | None], *, highest: bool) -> float | None:
     return (max if highest else min)(numbers, default=None)
 
 
-_HEADLINES = {
-    "final loss": (),  # whatever is the training loss
+_ACCURACIES = {
     "final accuracy": ("accuracy", "acc", "train_accuracy", "train/accuracy"),
     "validation accuracy": ("val_accuracy", "val_acc", "val/accuracy", "valid_accuracy"),
 }
 
 
-def _headlines(run: Run) -> list[float | None]:
+def _headlines(run: Run) -> dict[str, float | None]:
+    """Title → the value of the last time it was logged: the training loss, and accuracies."""
     last = last_values(run)
-    loss = training_loss(run) or ""
-    return [
-        next((last[n][1] for n in names or (loss,) if n in last), None)
-        for names in _HEADLINES.values()
-    ]
+    loss = training_loss(run)
+    titles = {"final loss": (loss,) if loss else (), **_ACCURACIES}
+    return {
+        title: next((last[n][1] for n in names if n in last), None)
+        for title, names in titles.items()
+    }
 
 
 def _views(
@@ -328,34 +329,37 @@ def _checked(checks: Sequence[Check], findings: Sequence[FindingView]) -> list[R
     return sorted(rows, key=place)
 
 
-# Kind → why a run has no such numbers, for someone who has not read the rules.
-_ABSENT = {
-    "softmax": "the model has no attention softmax that could be seen",
-    "fork": "no tensor of the model is used in several places",
-    "activation": "no gradient reached an activation function with a flat side",
-    "input": "what the model reads was not measured",
-    "parameter": "no gradient reached a trainable parameter",
-    "crossing": "gradients were not split by softmaxes crossed (ask with scope.crossings())",
-    "pathway": "no pathway was named (ask with scope.pathway())",
-    "cut": "no attention softmax follows another (scope.bottlenecks() looks from input to output)",
+# Why a rule did not run, as it says itself → in a word or two ("" where nobody asked for it), and
+# for someone who has not read the rules.
+_SKIPPED = {
+    "no softmax": ("no softmax", "the model has no attention softmax that could be seen"),
+    "no fork": ("no fork", "no tensor of the model is used in several places"),
+    "no activation": (
+        "no activation",
+        "no gradient reached an activation function with a flat side",
+    ),
+    "no input": ("data not measured", "what the model reads was not measured"),
+    "no parameter": ("no gradient of a parameter", "no gradient reached a trainable parameter"),
+    "no crossing": (
+        "",
+        "gradients were not split by softmaxes crossed (ask with scope.crossings())",
+    ),
+    "no pathway": ("", "no pathway was named (ask with scope.pathway())"),
+    "no cut": (
+        "no softmax behind another",
+        "no attention softmax follows another (scope.bottlenecks() looks from input to output)",
+    ),
+    "no zero fraction of any module": ("no float16 gradient", "no gradient in float16"),
+    "one process": ("", "one process"),
 }
 
 
-# The same in a word or two; what nobody asked for is left out.
-_BRIEF = {
-    "no activation": "no activation",
-    "no input": "data not measured",
-    "no cut": "no softmax behind another",
-    "no zero fraction of any module": "no float16 gradient",
-    "no parameter": "no gradient of a parameter",
-    "no crossing": "",
-    "no pathway": "",
-    "one process": "",
-}
+def _brief(skipped: str) -> str:
+    return _SKIPPED.get(skipped, (skipped, skipped))[0]
 
 
 def _reason(skipped: str) -> str:
-    return _ABSENT.get(skipped.removeprefix("no "), skipped)
+    return _SKIPPED.get(skipped, (skipped, skipped))[1]
 
 
 def _error(text: str) -> tuple[str, str]:
@@ -406,7 +410,7 @@ def _facts(run: Run) -> list[str]:
 
 
 def _tiles(run: Run, ends: Ends | None) -> list[tuple[str, str]]:
-    found = zip(_HEADLINES, _headlines(run), strict=True)
+    found = _headlines(run).items()
     tiles = [(title, number(value)) for title, value in found if value is not None]
     if ends and math.isfinite(ends.ratio):
         names = (shorten(name, 24) for name in (ends.first_site, ends.last_site))
